@@ -1,0 +1,1 @@
+"""Text becomes batches. Knows no model."""

@@ -1,0 +1,1 @@
+"""A model gives numbers and words: evaluation, generation, sizes."""

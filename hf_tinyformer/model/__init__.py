@@ -1,0 +1,1 @@
+"""Exactly what a checkpoint carries: configuration and model, plain torch and transformers."""

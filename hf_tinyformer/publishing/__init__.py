@@ -1,0 +1,1 @@
+"""A checkpoint goes out: the final folder, its card, the Hub."""
