@@ -1,0 +1,179 @@
+"""Let a model go on with a text.
+
+Text may grow past the model's context. The model then looks through a window: when the window is
+full, the older half is dropped and the rest is read again from position 0. So no position beyond
+`max_position_embeddings` is ever asked for, whatever the position scheme, and the cost of reading
+again is paid once per half window rather than once per token.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_tinyformer.errors import ConfigError, DataError
+from hf_tinyformer.inference.evaluation import evaluation_mode
+
+
+class _WindowStreamer:
+    """Joins the streams of several `generate` calls, each of which repeats its prompt, into one."""
+
+    def __init__(self, streamer: Any) -> None:
+        self.streamer = streamer
+        self.at_prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if self.at_prompt:
+            self.at_prompt = False
+        else:
+            self.streamer.put(value)
+
+    def end(self) -> None:
+        self.at_prompt = True
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    # generate draws from the global generators; a sample in the middle of a training run must not
+    # move them, or the run would no longer be the same run.
+    # The CPU's generator is always forked; Apple's cannot be, and no training draws from it.
+    devices = [] if device.type in ("cpu", "mps") else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        if seed is None:
+            torch.seed()
+        else:
+            torch.manual_seed(seed)
+        yield
+
+
+def _check_settings(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+    if max_new_tokens < 1:
+        raise ConfigError(
+            f"max_new_tokens is {max_new_tokens}, but it must be at least 1. Raise it."
+        )
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(
+            f"temperature is {temperature}, but it must be 0 or more. Take 0 for the likeliest "
+            "token each time, 1 for the model's own distribution."
+        )
+    if top_k < 0:
+        raise ConfigError(f"top_k is {top_k}, but it must be 0 (off) or more. Raise it.")
+    if not 0 < top_p <= 1:
+        raise ConfigError(
+            f"top_p is {top_p}, but it must be above 0 and at most 1 (off). Change it."
+        )
+
+
+def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+    """Turn a prompt into token ids; what looks like a special token stays plain text.
+
+    Args:
+        tokenizer: The model's tokenizer, which begins a prompt with `<s>` if trained so.
+        prompt: Any text. An empty one becomes `<s>` alone.
+
+    Returns:
+        At least one token id.
+
+    Raises:
+        DataError: If the prompt is empty and the tokenizer has no token to begin with.
+    """
+    ids = list(tokenizer(prompt, split_special_tokens=True)["input_ids"])
+    if ids:
+        return ids
+    for first in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if first is not None:
+            return [int(first)]
+    raise DataError(
+        "the prompt is empty, but the tokenizer has no <s> or </s> to begin with. Give a prompt."
+    )
+
+
+def _fit_into_context(ids: list[int], context: int | None, wanted: int) -> tuple[list[int], int]:
+    """Choose what the model reads and how far it may write before the window is full.
+
+    The last new token of a window is never read back, hence the + 1.
+    """
+    if context is None:
+        return ids, wanted
+    if len(ids) > context:
+        kept = max(context // 2, context + 1 - wanted, 1)
+        ids = ids[-kept:]
+    return ids, min(wanted, context + 1 - len(ids))
+
+
+def generate_text(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 0.95,
+    seed: int | None = None,
+    streamer: Any = None,
+) -> str:
+    """Continue a prompt until `</s>` or until enough tokens are written.
+
+    The model reads at most `max_position_embeddings` tokens: of a longer prompt its end, and when
+    prompt and new text fill the window, the newer half of it (see the module's docstring).
+
+    Args:
+        model: A causal language model with `generate`; its training mode is the same afterwards.
+        tokenizer: Its tokenizer.
+        prompt: Text to continue; may be empty.
+        max_new_tokens: Most tokens to write.
+        temperature: Divides the logits: 0 takes the likeliest token each time, 1 samples from the
+            model's own distribution.
+        top_k: Sample among this many likeliest tokens. 0: among all.
+        top_p: Sample among the likeliest tokens that together reach this probability (Holtzman et
+            al. 2020, section 3.1). 1: among all.
+        seed: The same seed on the same machine gives the same text. None: another each time. The
+            global random state is untouched either way.
+        streamer: A transformers streamer, fed with the prompt's tokens and then with each new one.
+
+    Returns:
+        The new text, without the prompt and without special tokens.
+
+    Raises:
+        ConfigError: If a sampling setting is out of its range.
+        DataError: If the prompt is empty and the tokenizer has no token to begin with.
+    """
+    from transformers import GenerationConfig
+
+    _check_settings(max_new_tokens, temperature, top_k, top_p)
+    ids = encode_prompt(tokenizer, prompt)
+    num_prompt_tokens = len(ids)
+    context = getattr(model.config, "max_position_embeddings", None)
+    # Greedy search gets the neutral values, or transformers warns of settings that have no effect.
+    sampling = temperature > 0
+    settings = {
+        "do_sample": sampling,
+        "temperature": float(temperature) if sampling else 1.0,
+        "top_k": top_k if sampling else 50,
+        "top_p": float(top_p) if sampling else 1.0,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if streamer is not None:
+        streamer.put(torch.tensor([ids]))
+    relay = None if streamer is None else _WindowStreamer(streamer)
+    with evaluation_mode(model), _seeded(seed, model.device):
+        while (wanted := num_prompt_tokens + max_new_tokens - len(ids)) > 0:
+            window, room = _fit_into_context(ids, context, wanted)
+            inputs = torch.tensor([window], device=model.device)
+            output = model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                generation_config=GenerationConfig(max_new_tokens=room, **settings),
+                streamer=relay,
+            )
+            ids = ids + output[0, len(window) :].tolist()
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+    if streamer is not None:
+        streamer.end()
+    return str(tokenizer.decode(ids[num_prompt_tokens:], skip_special_tokens=True))
