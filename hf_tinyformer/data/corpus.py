@@ -53,16 +53,16 @@ class DataConfig:
         sources = [bool(self.files), self.dataset is not None, self.builtin is not None]
         if sum(sources) != 1:
             raise ConfigError(
-                f"{sum(sources)} of data.files, data.dataset and data.builtin are set, but exactly 1 "
-                "names the corpus. Set one, for example data.files=[my_texts/*.txt]."
+                f"{sum(sources)} of data.files, data.dataset and data.builtin are set, but exactly "
+                "1 names the corpus. Set one, for example data.files=[my_texts/*.txt]."
             )
         if not self.validation_files and not 0 < self.validation_fraction < 1:
             raise ConfigError(
-                f"data.validation_fraction is {self.validation_fraction}, but it must lie between 0 "
-                "and 1. Take 0.01 for a large corpus, 0.1 for a small one."
+                f"data.validation_fraction is {self.validation_fraction}, but it must lie between "
+                "0 and 1. Take 0.01 for a large corpus, 0.1 for a small one."
             )
         if self.sequence_length < 2:
             raise ConfigError(
-                f"data.sequence_length is {self.sequence_length}, but a row needs at least 2 tokens. "
-                "Take 64 or more."
+                f"data.sequence_length is {self.sequence_length}, but a row needs at least 2 "
+                "tokens. Take 64 or more."
             )
