@@ -1,0 +1,58 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and make:
+#   make demo    install, then raw text to a model that talks
+#   make test    install, then the tests
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+CONFIG ?= configs/demo.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast test-oldest check lint bench clean
+
+help:            ## show the commands
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "make: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(READY) ## create .venv and install the exact versions of constraints.txt
+
+demo: $(READY)   ## raw text to a trained, loaded, talking model, offline
+	$(BIN)/python train.py $(CONFIG)
+	$(BIN)/tinyformer generate runs/demo/final 'def read_lines(path):' --max-new-tokens 120
+
+test: $(READY)   ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(READY) ## all tests but the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+OLDEST := $(VENV)-oldest
+
+$(OLDEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -vE '^(transformers|huggingface_hub)==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c $(OLDEST)/constraints.txt -e '.[dev]' 'transformers==5.16.1'
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed ## the model's and tokenizer's tests under the oldest transformers
+	$(OLDEST)/bin/python -m pytest -q tests/model tests/data/test_tokenizer.py tests/publishing
+
+check: $(READY)  ## judge, change nothing: format, lint, types, architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+lint: $(READY)   ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:           ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) $(VENV)-* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
