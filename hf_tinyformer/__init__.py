@@ -1,0 +1,48 @@
+"""Train a tokenizer and a small Transformer from raw text; the result is a Hugging Face model.
+
+Importing this registers the model with transformers' Auto classes. (transformers has no plug-in
+discovery: without this import, or `trust_remote_code=True`, `AutoModel` does not know it.)
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
+from hf_tinyformer.model.modeling_tinyformer import (
+    TinyFormerForCausalLM,
+    TinyFormerForMaskedLM,
+    TinyFormerForSequenceClassification,
+    TinyFormerForTokenClassification,
+    TinyFormerModel,
+    TinyFormerPreTrainedModel,
+)
+
+__version__ = "0.1.0"
+
+AutoConfig.register(TinyFormerConfig.model_type, TinyFormerConfig, exist_ok=True)
+AutoModel.register(TinyFormerConfig, TinyFormerModel, exist_ok=True)
+AutoModelForCausalLM.register(TinyFormerConfig, TinyFormerForCausalLM, exist_ok=True)
+AutoModelForMaskedLM.register(TinyFormerConfig, TinyFormerForMaskedLM, exist_ok=True)
+AutoModelForSequenceClassification.register(
+    TinyFormerConfig, TinyFormerForSequenceClassification, exist_ok=True
+)
+AutoModelForTokenClassification.register(
+    TinyFormerConfig, TinyFormerForTokenClassification, exist_ok=True
+)
+
+__all__ = [
+    "TinyFormerConfig",
+    "TinyFormerForCausalLM",
+    "TinyFormerForMaskedLM",
+    "TinyFormerForSequenceClassification",
+    "TinyFormerForTokenClassification",
+    "TinyFormerModel",
+    "TinyFormerPreTrainedModel",
+    "__version__",
+]

@@ -1,0 +1,106 @@
+# Copyright 2026 The hf_tinyformer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What enters the first block: token vectors plus, in two of the schemes, position vectors.
+
+The token table itself is `model.embed_tokens`, where transformers, FSDP and PEFT look for it. Token
+vectors are not scaled by `sqrt(hidden_size)` as in Vaswani et al. 2017, section 3.4: with tied
+weights the factor cannot be folded away, and no GPT-2 or Llama has it.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_tinyformer import TinyFormerConfig
+from .positions import sinusoidal_positions
+
+
+class TinyFormerLearnedPositions(nn.Embedding):
+    """One learned vector per position, `max_position_embeddings` of them (GPT-2)."""
+
+    def __init__(self, config: TinyFormerConfig) -> None:
+        super().__init__(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """Look up the vectors.
+
+        Args:
+            position_ids: Shape `(batch or 1, sequence)`.
+
+        Returns:
+            Shape `(batch or 1, sequence, hidden_size)`.
+
+        Raises:
+            ValueError: If a position lies beyond the table. Compiled or on an accelerator, where
+                looking at a number would stall the device, the device raises RuntimeError instead.
+        """
+        inside = (position_ids < self.num_embeddings).all()
+        message = (
+            f"position_ids reach beyond max_position_embeddings ({self.num_embeddings}), where the "
+            "table of learned positions ends. Shorten the input or generate fewer tokens."
+        )
+        if (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or position_ids.device.type != "cpu"
+        ):
+            torch._assert_async(inside, message)
+        elif not inside:
+            raise ValueError(message)
+        return super().forward(position_ids)
+
+
+class TinyFormerSinusoidalPositions(nn.Module):
+    """Fixed waves, computed where needed: no table, hence no last position."""
+
+    def __init__(self, config: TinyFormerConfig) -> None:
+        super().__init__()
+        self.hidden_size = config.hidden_size
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """Compute the vectors.
+
+        Args:
+            position_ids: Shape `(batch or 1, sequence)`.
+
+        Returns:
+            Float32 tensor of shape `(batch or 1, sequence, hidden_size)`.
+        """
+        return sinusoidal_positions(position_ids, self.hidden_size)
+
+
+class TinyFormerEmbeddings(nn.Module):
+    """Sum of token and position vectors, then dropout (Vaswani et al. 2017, sections 3.5 and 5.4)."""
+
+    def __init__(self, config: TinyFormerConfig) -> None:
+        super().__init__()
+        self.positions: nn.Module | None = None
+        if config.position_embedding_type == "learned":
+            self.positions = TinyFormerLearnedPositions(config)
+        elif config.position_embedding_type == "sinusoidal":
+            self.positions = TinyFormerSinusoidalPositions(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        """Add the positions.
+
+        Args:
+            inputs_embeds: Token vectors, shape `(batch, sequence, hidden_size)`.
+            position_ids: Shape `(batch or 1, sequence)`.
+
+        Returns:
+            Shape `(batch, sequence, hidden_size)`.
+        """
+        if self.positions is not None:
+            inputs_embeds = inputs_embeds + self.positions(position_ids).to(inputs_embeds.dtype)
+        return self.dropout(inputs_embeds)
