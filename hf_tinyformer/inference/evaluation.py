@@ -120,7 +120,7 @@ def sum_losses(
         device: Where the model lies.
         autocast: Makes the context of the forward pass, such as `accelerator.autocast`. Without
             one the weights' own precision holds.
-        on_progress: Told the number of batches done after each one.
+        on_progress: Told after each batch that 1 more is done.
 
     Returns:
         The sum of negative log-likelihoods in nats, and the number of tokens in it.
@@ -128,7 +128,7 @@ def sum_losses(
     loss_sum = 0.0
     num_tokens = 0
     with evaluation_mode(model):
-        for done, batch in enumerate(batches, start=1):
+        for batch in batches:
             inputs = {name: value.to(device) for name, value in batch.items()}
             labels = inputs.pop("shift_labels")
             with autocast() if autocast else nullcontext():
@@ -138,7 +138,7 @@ def sum_losses(
             loss_sum += token_losses(logits, labels).cpu().double().sum().item()
             num_tokens += int((batch["shift_labels"] != -100).sum())
             if on_progress:
-                on_progress(done)
+                on_progress(1)
     return loss_sum, num_tokens
 
 
@@ -159,7 +159,7 @@ def evaluate_batches(
         num_bytes: Bytes of the text that the batches spell.
         device: Where the model lies.
         autocast: As for `sum_losses`.
-        on_progress: Told the number of batches done after each one.
+        on_progress: Told after each batch that 1 more is done.
 
     Raises:
         DataError: If the batches hold nothing to predict.

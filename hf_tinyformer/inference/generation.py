@@ -71,7 +71,8 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
 
     Args:
         tokenizer: The model's tokenizer, which begins a prompt with `<s>` if trained so.
-        prompt: Any text. An empty one becomes `<s>` alone.
+        prompt: Any text. An empty one becomes `<s>` alone, or, for a tokenizer that was told to
+            add none, the `</s>` that stands between documents.
 
     Returns:
         At least one token id.
@@ -82,7 +83,7 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     ids = list(tokenizer(prompt, split_special_tokens=True)["input_ids"])
     if ids:
         return ids
-    for first in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+    for first in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         if first is not None:
             return [int(first)]
     raise DataError(

@@ -1,0 +1,80 @@
+"""Bring a model and its tokenizer back from a folder or from the Hub.
+
+The classes are the installed packages'. Code that lies in a checkpoint is never run from here, and
+weights are read from safetensors only, since unpickling a file runs whatever it says.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_tinyformer.errors import ArtifactError
+
+FILES_TO_LOAD = ["*.json", "*.safetensors", "*.jinja"]
+"""What a load takes from the Hub: settings, weights and templates, no code."""
+
+
+def _find(checkpoint: str | Path, revision: str | None) -> Path:
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(
+            snapshot_download(str(checkpoint), revision=revision, allow_patterns=FILES_TO_LOAD)
+        )
+    except HFValidationError:
+        reason = "this is not of the form USER/NAME"
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+    raise ArtifactError(
+        f"{checkpoint} is no folder here, and not to be had from the Hub either: {reason}. "
+        "Point to a folder such as runs/demo/final, or to USER/NAME on the Hub."
+    )
+
+
+def load_checkpoint(
+    checkpoint: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    revision: str | None = None,
+) -> tuple[Any, Any]:
+    """Load a causal language model, ours or any that transformers itself knows, and its tokenizer.
+
+    Args:
+        checkpoint: A folder such as `runs/demo/final`, or an id on the Hub.
+        device: Where to put the model.
+        dtype: What to hold the weights in; `auto` for what they were saved in.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        The model, in evaluation mode, and the tokenizer.
+
+    Raises:
+        ArtifactError: If there is no such checkpoint, or it cannot be loaded as safe files.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = _find(checkpoint, revision)
+    for needed in ("config.json", "tokenizer_config.json"):
+        if not (folder / needed).is_file():
+            raise ArtifactError(
+                f"{folder} has no {needed}, but a model's folder has one. "
+                "Point to a folder such as runs/demo/final."
+            )
+    try:
+        # False, not unset: unset asks on the terminal whether to run the checkpoint's code.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise ArtifactError(
+            f"{folder} cannot be loaded: {reason}. Point to another folder or make this one again."
+        ) from None
+    return model.to(device).eval(), tokenizer

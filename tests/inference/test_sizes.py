@@ -1,0 +1,94 @@
+import json
+
+import pytest
+from transformers import GPT2Config, LlamaConfig
+
+from hf_tinyformer.errors import ArtifactError
+from hf_tinyformer.inference.sizes import format_bytes, measure_sizes, read_model_config
+
+
+def test_parts_of_a_grouped_query_model_are_counted_by_hand():
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=10,
+    )
+
+    sizes = measure_sizes(config)
+
+    attention = 3 * (16 * 16 + 2 * 16 * 8 + 16 * 16)
+    feed_forward = 3 * 3 * 16 * 24
+    assert sizes.parameters == {
+        "token embeddings": 1600,
+        "positions": 0,
+        "attention": attention,
+        "feed-forward": feed_forward,
+        "norms": 7 * 16,
+        "head": 1600,
+    }
+    assert sizes.num_parameters == 2 * 1600 + attention + feed_forward + 7 * 16
+    # 2 N + 4 L H D T, the table's lookup left out.
+    forward = 2 * (1600 + attention + feed_forward) + 4 * 3 * 16 * 10
+    assert sizes.forward_flops_per_token == forward
+    assert sizes.training_flops_per_token == 3 * forward
+    assert sizes.cache_values_per_token == 2 * 3 * 8
+    assert sizes.optimizer_bytes("adamw") == 8 * sizes.num_parameters
+    saved = 4 * (attention + feed_forward)
+    assert sizes.optimizer_bytes("muon") == 8 * sizes.num_parameters - saved
+
+
+def test_gpt2_has_its_published_number_of_parameters_and_a_tied_head():
+    sizes = measure_sizes(GPT2Config())
+
+    assert sizes.num_parameters == 124_439_808
+    assert sizes.parameters["head"] == 0
+    assert sizes.parameters["positions"] == 1024 * 768
+    # The head costs a product even though its weights are the table's.
+    assert sizes.matrix_weights == 12 * 12 * 768**2 + 50257 * 768
+    assert ("head (tied to the token embeddings)", "0") in sizes.rows()
+
+
+def test_a_model_larger_than_any_memory_is_measured_all_the_same():
+    config = LlamaConfig(hidden_size=2**16, intermediate_size=2**18, num_hidden_layers=8)
+
+    assert measure_sizes(config).num_parameters > 10**11
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (5 * 2**30, "5.0 GiB"),
+        (2**52, "4096.0 TiB"),
+    ],
+)
+def test_bytes_are_written_with_a_fitting_unit(count, text):
+    assert format_bytes(count) == text
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match="has no configuration to read"):
+        read_model_config(str(tmp_path))
+
+
+def test_the_configuration_of_a_folder_is_read_without_its_weights(tmp_path):
+    GPT2Config(n_layer=3).save_pretrained(tmp_path)
+
+    assert read_model_config(str(tmp_path)).num_hidden_layers == 3
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    config = {"model_type": "other", "auto_map": {"AutoConfig": "code.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+
+    with pytest.raises(ArtifactError, match="has no configuration to read"):
+        read_model_config(str(tmp_path))
+
+    assert not (tmp_path / "canary").exists()
