@@ -66,3 +66,12 @@ class DataConfig:
                 f"data.sequence_length is {self.sequence_length}, but a row needs at least 2 "
                 "tokens. Take 64 or more."
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text of the corpus."""
+
+    text: str
+    source: str
+    """Where it stands, as `path:line`, with the path as the globs gave it."""
