@@ -3,14 +3,20 @@
 A folder is written under a temporary name beside its place, every file is flushed to disk, a
 manifest with each file's size and SHA-256 is added last, and one rename makes the folder appear.
 So a folder with its final name is whole, whatever moment the machine stopped at. A kill leaves at
-most a `.name.tmp-*` folder, which the next writer of the same name removes.
+most hidden siblings, which the next writer or reader of that name deals with:
+
+    .name.tmp-PID      half written: removed
+    .name.old-PID      the folder that was about to be replaced: put back if nothing replaced it
+    .name.removed-PID  about to be deleted: removed
 
 The functions call `fault` at each point where a machine can stop; tests replace it to stop there.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +27,7 @@ from hf_tinyformer.errors import ArtifactError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
+_LEFTOVERS = ("tmp", "old", "removed")
 
 
 def fault(point: str) -> None:
@@ -51,25 +58,33 @@ def _list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _temporary_siblings(path: Path, purpose: str) -> list[Path]:
+def _siblings(path: Path, purpose: str) -> list[Path]:
     return sorted(path.parent.glob(f".{path.name}.{purpose}-*"))
 
 
+def _recover(path: Path) -> None:
+    # A kill between the two renames of `_publish` leaves the old folder under its hidden name only.
+    for old in _siblings(path, "old"):
+        if not path.exists():
+            old.rename(path)
+
+
 def _remove_leftovers(path: Path) -> None:
-    for leftover in [*_temporary_siblings(path, "tmp"), *_temporary_siblings(path, "trash")]:
+    for leftover in [sibling for word in _LEFTOVERS for sibling in _siblings(path, word)]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step: readers see the old text or the new one, never a part.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one step: readers see the old content or the new one, never a part.
 
     Args:
         path: The file. Its folder must exist.
-        text: The whole new content, stored as UTF-8.
+        content: The whole new content.
     """
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
+    with temporary.open("wb") as stream:
+        stream.write(content)
         stream.flush()
         fault("file written")
         os.fsync(stream.fileno())
@@ -79,10 +94,26 @@ def write_text(path: Path, text: str) -> None:
     _flush_to_disk(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step, see `write_bytes`.
+
+    Args:
+        path: The file. Its folder must exist.
+        text: The whole new content, stored as UTF-8 with its own line ends.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def _render_manifest(manifest: Mapping[str, Any]) -> str:
+    # The manifest vouches for the files, and its own checksum for its facts.
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    full = {**rest, "checksum": fingerprint(rest)}
+    return json.dumps(full, indent=2, ensure_ascii=False) + "\n"
+
+
 def _publish(staging: Path, path: Path) -> None:
     if path.exists():
-        trash = path.with_name(f".{path.name}.trash-{os.getpid()}")
-        path.rename(trash)
+        path.rename(path.with_name(f".{path.name}.old-{os.getpid()}"))
         fault("old folder moved away")
     staging.rename(path)
     fault("folder renamed")
@@ -104,6 +135,7 @@ def write_folder(path: Path, *, kind: str, facts: Mapping[str, Any]) -> Iterator
         The temporary folder to write into.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _recover(path)
     _remove_leftovers(path)
     staging = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     staging.mkdir()
@@ -122,31 +154,92 @@ def write_folder(path: Path, *, kind: str, facts: Mapping[str, Any]) -> Iterator
             "facts": dict(facts),
             "files": files,
         }
-        write_text(
-            staging / MANIFEST_NAME, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        )
+        write_text(staging / MANIFEST_NAME, _render_manifest(manifest))
         _flush_to_disk(staging)
         _publish(staging, path)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
+        _recover(path)
         raise
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder in one step: it is whole under its name, or it is gone.
+
+    Args:
+        path: The folder.
+    """
+    removed = path.with_name(f".{path.name}.removed-{os.getpid()}")
+    path.rename(removed)
+    fault("folder set aside")
+    shutil.rmtree(removed)
+    fault("folder removed")
+
+
+def clean_folder(parent: Path) -> None:
+    """Put back or remove what writers that were killed left in a folder of folders.
+
+    Only the folder's one writer may call this, see `hold_folder`.
+
+    Args:
+        parent: The folder to clean, such as `checkpoints/`. It may be missing.
+    """
+    pattern = re.compile(rf"\.(.+)\.(?:{'|'.join(_LEFTOVERS)})-\d+")
+    names = {match[1] for path in parent.glob(".*") if (match := pattern.fullmatch(path.name))}
+    for name in sorted(names):
+        _recover(parent / name)
+        _remove_leftovers(parent / name)
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into a folder, until the block ends.
+
+    The lock is the kernel's, so a process that is killed leaves none behind.
+
+    Args:
+        folder: The folder, made if missing. A file `.lock` is left in it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ArtifactError: If another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise ArtifactError(
+                f"{folder} is held by process {stream.read().strip() or 'unknown'}, but a run "
+                "folder has one writer. Wait for that process, stop it, or choose another name."
+            ) from None
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield
 
 
 def _load_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST_NAME
+    if not path.exists():
+        _recover(path)
     if not file.is_file():
         raise ArtifactError(
             f"{path} has no {MANIFEST_NAME}, so nothing says that it is whole. "
             "Delete the folder and run the stage that writes it again."
         )
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(manifest["files"], dict) or not isinstance(manifest["facts"], dict):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
+        content = file.read_bytes()
+        manifest = json.loads(content.decode("utf-8"))
+        if content != _render_manifest(manifest).encode("utf-8"):
+            raise ValueError
+    except (ValueError, AttributeError):
         raise ArtifactError(
-            f"{file} is not readable as a manifest. "
-            "Delete the folder and run the stage that writes it again."
+            f"{file} is not as it was written. "
+            f"The folder is damaged: delete {path} and run the stage that writes it again."
         ) from None
     return dict(manifest)
 

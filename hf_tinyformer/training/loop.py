@@ -1,0 +1,470 @@
+"""The training loop: batches and a model become checkpoints, whatever kills it on the way.
+
+    resume ──> step ──> log ──> evaluate ──> save ──> step ...
+
+Everything random or scheduled is a function of (seed, step), so the loop's whole state is the
+weights, the optimizers' state and `TrainingState`. A run that was killed and started again with the
+same command therefore ends in the same weights, bit for bit.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from hf_tinyformer.artifacts import hold_folder
+from hf_tinyformer.data.batches import TrainingBatches, validation_batches
+from hf_tinyformer.data.corpus import DataConfig
+from hf_tinyformer.data.tokens import TokenStores
+from hf_tinyformer.errors import ConfigError, TrainingError
+from hf_tinyformer.inference.evaluation import sum_losses, summarize_losses
+from hf_tinyformer.inference.generation import generate_text
+from hf_tinyformer.training.checkpoint import (
+    TrainingState,
+    load_optimizers,
+    load_weights,
+    model_tensors,
+    optimizer_tensors,
+    read_state,
+    write_checkpoint,
+)
+from hf_tinyformer.training.config import TrainConfig
+from hf_tinyformer.training.interruption import Interruption
+from hf_tinyformer.training.metrics import MetricsLog, Reporter, without_odd_numbers
+from hf_tinyformer.training.optimizer import build_optimizers
+from hf_tinyformer.training.processes import Processes
+from hf_tinyformer.training.randomness import derive_seed
+from hf_tinyformer.training.rotation import Checkpoints
+from hf_tinyformer.training.step import StepOutcome, StepRunner, split_batch
+from hf_tinyformer.training.trackers import open_tracker
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["finished", "early_stopped", "interrupted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """How a run, or this start of it, ended."""
+
+    step: int
+    """Optimizer steps taken."""
+
+    best_step: int | None
+    """Step with the lowest validation loss, `None` before the first evaluation."""
+
+    best_loss: float | None
+    """That loss, in nats per token."""
+
+    tokens_seen: int
+    """Tokens read in training."""
+
+    status: Status
+    """`interrupted`: the same command goes on from `checkpoint`."""
+
+    checkpoint: Path
+    """The checkpoint of `step`."""
+
+    best_checkpoint: Path
+    """The checkpoint of `best_step`, or `checkpoint` if there is none."""
+
+    seconds: float
+    """Time spent in training, over all starts of the run."""
+
+
+class _Run:
+    """One start of a run, between loading its state and leaving."""
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        tokenizer: Any,
+        stores: TokenStores,
+        config: TrainConfig,
+        data: DataConfig,
+        seed: int,
+        identity: Mapping[str, Any],
+        accelerator: Accelerator,
+        reporter: Reporter,
+        checkpoints: Checkpoints,
+        resumed_from: Path | None,
+    ) -> None:
+        self.bare_model = model
+        self.tokenizer = tokenizer
+        self.stores = stores
+        self.config = config
+        self.data = data
+        self.seed = seed
+        self.identity = identity
+        self.accelerator = accelerator
+        self.reporter = reporter
+        self.checkpoints = checkpoints
+        self.processes = Processes(accelerator)
+        self.log: MetricsLog | None = None
+        self.interruption = Interruption()
+        self.state = TrainingState()
+        if resumed_from is not None:
+            self.state = read_state(resumed_from, identity)
+            load_weights(model, resumed_from)
+        self.runner = self._build_runner(resumed_from)
+        self.tokens_per_step = config.global_batch_size * data.sequence_length
+        self._seconds_before = self.state.seconds
+        self._started = self._saved_at = time.monotonic()
+
+    def _build_runner(self, resumed_from: Path | None) -> StepRunner:
+        model, config, accelerator = self.bare_model, self.config, self.accelerator
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        called: Any = torch.compile(model) if config.compile else model
+        if accelerator.distributed_type == DistributedType.FSDP:
+            # FSDP2 swaps parameters for shards, in the optimizers too.
+            optimizers = build_optimizers(model, config)
+            called, *_ = accelerator.prepare(called, *optimizers)
+        else:
+            # The optimizers stay our own: their rates are set by step, not by a wrapper.
+            called = accelerator.prepare(called)
+            optimizers = build_optimizers(model, config)
+        if resumed_from is not None:
+            load_optimizers(model, optimizers, resumed_from)
+            if accelerator.scaler is not None and self.state.scaler:
+                accelerator.scaler.load_state_dict(self.state.scaler)
+        batches = TrainingBatches(
+            self.stores.train,
+            sequence_length=self.data.sequence_length,
+            global_batch_size=config.global_batch_size,
+            seed=self.seed,
+            mask_documents=self.data.mask_documents,
+        )
+        return StepRunner(
+            model=called,
+            bare_model=model,
+            optimizers=optimizers,
+            batches=batches,
+            config=config,
+            seed=self.seed,
+            accelerator=accelerator,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Say what a reader of the progress display wants to know at the start."""
+        parameters = sum(p.numel() for p in self.bare_model.parameters())
+        return {
+            "parameters": parameters,
+            "device": str(self.processes.device),
+            "processes": self.processes.count,
+            "precision": self.accelerator.mixed_precision,
+            "optimizer": self.config.optimizer,
+            "tokens_per_step": self.tokens_per_step,
+            "micro_batch_size": self.runner.micro_batch_size,
+            "accumulation": self.runner.num_micro_batches,
+            "epochs": self.config.max_steps * self.tokens_per_step / self.stores.train.num_tokens,
+        }
+
+    def go(self) -> Status:
+        """Train until the last step, an early stop or a signal."""
+        state, config = self.state, self.config
+        save_due = False
+        while True:
+            improved = self._evaluate() if self._evaluation_is_due() else False
+            status: Status | None = None
+            if self._is_out_of_patience():
+                status = "early_stopped"
+            elif state.step >= config.max_steps:
+                status = "finished"
+            if status or improved or save_due:
+                self._save()
+            if status:
+                return status
+            outcome = self._take_step()
+            if outcome.stop:
+                # Before an evaluation that may be due: a scheduler's patience is short. The state
+                # says that it is not done, so the next start begins with it.
+                self._save()
+                return "interrupted"
+            by_steps = config.save_every_steps
+            save_due = outcome.save or bool(by_steps and state.step % by_steps == 0)
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self.config.early_stopping_patience
+        return patience is not None and self.state.evaluations_without_improvement >= patience
+
+    def _requests(self) -> tuple[bool, bool]:
+        minutes = self.config.save_every_minutes
+        waited = time.monotonic() - self._saved_at
+        return self.interruption.requested, minutes is not None and waited >= 60 * minutes
+
+    def _take_step(self) -> StepOutcome:
+        started = time.monotonic()
+        state = self.state
+        outcome = self.runner.run(state.step, self._requests)
+        state.step += 1
+        now = time.monotonic()
+        state.seconds = self._seconds_before + now - self._started
+        if self.log is not None:
+            metrics: dict[str, Any] = {
+                "step": state.step,
+                "loss": outcome.loss,
+                "learning_rate": outcome.learning_rate,
+                "grad_norm": outcome.grad_norm,
+                "tokens": state.step * self.tokens_per_step,
+                "tokens_per_second": round(self.tokens_per_step / (now - started), 1),
+                "seconds": round(state.seconds, 3),
+            }
+            if not outcome.taken:
+                metrics["skipped"] = True
+            self.log.write(metrics)
+            self.reporter.on_step(without_odd_numbers(metrics))
+        self._count_bad_step(outcome)
+        return outcome
+
+    def _count_bad_step(self, outcome: StepOutcome) -> None:
+        state, config = self.state, self.config
+        if outcome.taken or outcome.overflowed:
+            state.bad_steps_in_a_row = 0
+            return
+        state.bad_steps_in_a_row += 1
+        state.bad_steps.append(state.step)
+        found = f"loss {outcome.loss}, gradient norm {outcome.grad_norm}"
+        if state.bad_steps_in_a_row > config.max_bad_steps:
+            raise TrainingError(
+                f"step {state.step} has {found}: {state.bad_steps_in_a_row} steps in a row are not "
+                f"finite, but train.max_bad_steps is {config.max_bad_steps}. The weights are still "
+                f"finite; start again with a lower train.learning_rate "
+                f"({config.learning_rate}) or train.muon_learning_rate "
+                f"({config.muon_learning_rate}), a longer train.warmup_steps "
+                f"({config.warmup_steps}) or train.mixed_precision=no."
+            )
+        if self.processes.is_main:
+            self.reporter.on_message(f"Step {state.step} was skipped: {found}.")
+
+    def _evaluation_is_due(self) -> bool:
+        step, config = self.state.step, self.config
+        at_interval = step > 0 and step % config.evaluate_every == 0
+        return (at_interval or step == config.max_steps) and self.state.evaluated_step < step
+
+    def _evaluate(self) -> bool:
+        """Evaluate on the whole validation split; say whether this is the best loss so far."""
+        state, store = self.state, self.stores.validation
+        # A sharded model is run by all processes at once, so all of them take every batch.
+        alone = self.processes.shards_model
+        batches = validation_batches(
+            store,
+            sequence_length=self.data.sequence_length,
+            batch_size=self.runner.micro_batch_size,
+            mask_documents=self.data.mask_documents,
+            rank=0 if alone else self.processes.rank,
+            num_ranks=1 if alone else self.processes.count,
+        )
+        loss_sum, num_tokens = sum_losses(
+            self.bare_model, batches, self.processes.device, autocast=self.accelerator.autocast
+        )
+        if not alone:
+            loss_sum, total = self.processes.sum([loss_sum, num_tokens])
+            num_tokens = int(total)
+        evaluation = summarize_losses(loss_sum, num_tokens, store.num_bytes)
+        improved = state.best_loss is None or evaluation.loss < state.best_loss
+        if improved:
+            state.best_step, state.best_loss = state.step, evaluation.loss
+        state.evaluations_without_improvement = (
+            0 if improved else state.evaluations_without_improvement + 1
+        )
+        state.evaluated_step = state.step
+        sample = self._sample()
+        if self.log is not None:
+            metrics = {
+                "step": state.step,
+                "validation_loss": evaluation.loss,
+                "perplexity": evaluation.perplexity,
+                "bits_per_byte": evaluation.bits_per_byte,
+                "sample": sample,
+            }
+            self.log.write(metrics)
+            self.log.draw()
+            self.reporter.on_evaluation(metrics)
+        return improved
+
+    def _sample(self) -> str | None:
+        if not self.config.sample_tokens:
+            return None
+        if not (self.processes.is_main or self.processes.shards_model):
+            return None
+        with self.accelerator.autocast():
+            return generate_text(
+                self.bare_model,
+                self.tokenizer,
+                self.config.sample_prompt,
+                max_new_tokens=self.config.sample_tokens,
+                seed=derive_seed(self.seed, "sample", self.state.step),
+            )
+
+    def _save(self) -> None:
+        state = self.state
+        scaler = self.accelerator.scaler
+        state.scaler = scaler.state_dict() if scaler is not None else {}
+        # Outside the main process's part: gathering a sharded model needs every process.
+        weights = model_tensors(self.bare_model)
+        optimizer_state = optimizer_tensors(self.bare_model, self.runner.optimizers)
+
+        def write() -> int:
+            assert self.log is not None
+            self.log.sync()
+            if not self.checkpoints.holds(state.step):
+                write_checkpoint(
+                    self.checkpoints.path(state.step),
+                    weights=weights,
+                    optimizer_state=optimizer_state,
+                    state=state,
+                    identity=self.identity,
+                )
+            self.checkpoints.prune(self.config.keep_last)
+            return 0
+
+        self.processes.main_first(write, what=f"write the checkpoint of step {state.step}")
+        self._saved_at = time.monotonic()
+
+
+def _find_start(
+    config: TrainConfig, checkpoints: Checkpoints, processes: Processes, reporter: Reporter
+) -> Path | None:
+    """Find the checkpoint to go on from, the same one on every process."""
+    named = config.resume not in ("auto", "never")
+
+    def choose() -> int:
+        if named:
+            return checkpoints.begin_from(Path(config.resume), reporter.on_message)
+        if config.resume == "never":
+            aside = checkpoints.move_aside()
+            if aside is not None:
+                reporter.on_message(f"Older checkpoints were moved to {aside}.")
+            return -1
+        newest = checkpoints.find_newest(reporter.on_message)
+        return -1 if newest is None else int(newest.name.removeprefix("step-"))
+
+    step = processes.main_first(choose, what="find the checkpoint to go on from")
+    if named:
+        return Path(config.resume)
+    return None if step < 0 else checkpoints.path(step)
+
+
+def _check_processes(accelerator: Accelerator) -> None:
+    supported = {
+        DistributedType.NO,
+        DistributedType.MULTI_CPU,
+        DistributedType.MULTI_GPU,
+    }
+    kind = accelerator.distributed_type
+    if kind not in supported and not accelerator.is_fsdp2:
+        raise ConfigError(
+            f"Accelerate is set to {kind}, but only one process, DDP and FSDP2 (fsdp_version: 2) "
+            "are supported. Choose one with `accelerate config` or take a file from "
+            "configs/accelerate/."
+        )
+
+
+def train(
+    *,
+    model: Any,
+    tokenizer: Any,
+    stores: TokenStores,
+    run_dir: Path,
+    config: TrainConfig,
+    data: DataConfig,
+    seed: int,
+    identity: Mapping[str, Any],
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> TrainingResult:
+    """Train a model, going on from the run's newest checkpoint if it has one.
+
+    Call it on every process of an `accelerate launch`; they must share `run_dir`.
+
+    Args:
+        model: A causal language model with fresh float32 weights, the same on every process.
+        tokenizer: For the sample at each evaluation.
+        stores: The train and validation tokens.
+        run_dir: The run's folder: metrics.jsonl, loss.png and checkpoints/ go there.
+        config: How to train.
+        data: How rows are cut.
+        seed: Decides batches, dropout and samples.
+        identity: JSON values that must be equal for two starts to be the same run.
+        accelerator: Device, processes and precision, see `precision.build_accelerator`.
+        reporter: Shown the progress, on the main process.
+
+    Returns:
+        Where the run stands. The model holds the weights of the last step.
+
+    Raises:
+        ConfigError: If the global batch does not divide evenly, or a tracker is not installed.
+        ArtifactError: If a checkpoint named by `config.resume` is damaged, the newest one is of
+            another run, or the run's folder is in use.
+        TrainingError: If too many steps in a row were not finite.
+    """
+    _check_processes(accelerator)
+    processes = Processes(accelerator)
+    split_batch(config, processes.count)
+    checkpoints = Checkpoints(run_dir)
+    with ExitStack() as stack:
+
+        def hold() -> int:
+            stack.enter_context(hold_folder(run_dir))
+            return 0
+
+        processes.main_first(hold, what=f"take hold of {run_dir}")
+        resumed_from = _find_start(config, checkpoints, processes, reporter)
+        run = _Run(
+            model=model,
+            tokenizer=tokenizer,
+            stores=stores,
+            config=config,
+            data=data,
+            seed=seed,
+            identity=identity,
+            accelerator=accelerator,
+            reporter=reporter,
+            checkpoints=checkpoints,
+            resumed_from=resumed_from,
+        )
+        if processes.is_main:
+            run.log = stack.enter_context(_open_log(run, run_dir))
+            reporter.on_start(
+                total_steps=config.max_steps, start_step=run.state.step, facts=run.facts()
+            )
+        with run.interruption:
+            status = run.go()
+        if run.log is not None:
+            run.log.draw()
+        return _result(run, status)
+
+
+def _open_log(run: _Run, run_dir: Path) -> MetricsLog:
+    state = run.state
+    tracker = open_tracker(
+        run.config.tracker, run_dir=run_dir, start_step=state.step, facts=run.facts()
+    )
+    return MetricsLog(
+        run_dir, step=state.step, evaluated_step=state.evaluated_step, tracker=tracker
+    )
+
+
+def _result(run: _Run, status: Status) -> TrainingResult:
+    state = run.state
+    last = run.checkpoints.path(state.step)
+    best = last if state.best_step is None else run.checkpoints.path(state.best_step)
+    return TrainingResult(
+        step=state.step,
+        best_step=state.best_step,
+        best_loss=state.best_loss,
+        tokens_seen=state.step * run.tokens_per_step,
+        status=status,
+        checkpoint=last,
+        best_checkpoint=best if best.exists() else last,
+        seconds=state.seconds,
+    )

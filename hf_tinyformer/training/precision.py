@@ -1,0 +1,82 @@
+"""Which number format the arithmetic uses on which device. Weights are float32 in every case."""
+
+import functools
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from hf_tinyformer.errors import ConfigError
+from hf_tinyformer.training.config import TrainConfig
+
+
+@functools.cache
+def supports_bf16_matmul(device: torch.device) -> bool:
+    """Say whether bfloat16 matrix products are faster than float32 ones on a device.
+
+    On a CPU that takes AMX tiles: without them oneDNN's bfloat16 is no faster, and autocast around
+    it is slower (pytorch issues 86270 and 118499).
+
+    Args:
+        device: Where the matrices lie.
+
+    Returns:
+        True on CUDA from compute capability 8.0 on, and on CPUs with AMX.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return False
+
+
+def choose_precision(
+    setting: Literal["auto", "no", "bf16", "fp16"], device: torch.device
+) -> Literal["no", "bf16", "fp16"]:
+    """Turn `train.mixed_precision` into the format to compute in.
+
+    Args:
+        setting: The user's word.
+        device: Where training runs.
+
+    Returns:
+        `setting` itself, or for `auto` bf16 where it is fast, else `no`.
+
+    Raises:
+        ConfigError: If fp16 is asked for on a CPU.
+    """
+    if setting == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "train.mixed_precision is fp16, but the device is a cpu, where float16 is not trained "
+            "in. Set it to auto."
+        )
+    if setting != "auto":
+        return setting
+    return "bf16" if supports_bf16_matmul(device) else "no"
+
+
+def build_accelerator(config: TrainConfig, *, cpu: bool = False) -> Accelerator:
+    """Make the accelerator that `train` takes, on the device and processes that are there.
+
+    Args:
+        config: The run's settings; only `mixed_precision` is read.
+        cpu: Stay on the CPU even if there is a GPU.
+
+    Returns:
+        An Accelerator of resolved mixed precision.
+
+    Raises:
+        ConfigError: If the device cannot compute in the format asked for.
+    """
+    # The device comes first: `auto` depends on it.
+    device = PartialState(cpu=cpu).device
+    precision = choose_precision(config.mixed_precision, device)
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=precision,
+        # Buffers (position tables) are the same everywhere: sending them each step buys nothing.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
+    )

@@ -1,0 +1,76 @@
+"""What the processes of one run tell each other."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import distributed
+
+from hf_tinyformer.errors import TrainingError
+
+
+class Processes:
+    """The processes that train together. On one process everything here is free."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        """Take the accelerator that the run was started with."""
+        self.device: torch.device = accelerator.device
+        self.rank: int = accelerator.process_index
+        self.count: int = accelerator.num_processes
+        self.is_main: bool = accelerator.is_main_process
+        self.shards_model: bool = accelerator.distributed_type == DistributedType.FSDP
+
+    def sum(self, values: Sequence[float | torch.Tensor]) -> list[float]:
+        """Add up numbers over all processes, in one message.
+
+        Args:
+            values: Numbers, or scalars on the device, as many on each process.
+
+        Returns:
+            Their sums. Fetching them waits for the device, once.
+        """
+        # Apple's GPUs have no float64, and only ever train in one process.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        scalars = [
+            value.detach().to(dtype)
+            if isinstance(value, torch.Tensor)
+            else torch.tensor(value, dtype=dtype, device=self.device)
+            for value in values
+        ]
+        total = torch.stack(scalars)
+        if self.count > 1:
+            distributed.all_reduce(total)
+        sums: list[float] = total.tolist()
+        return sums
+
+    def main_first(self, action: Callable[[], int], *, what: str) -> int:
+        """Let the main process do something while the others wait, and share its answer.
+
+        Args:
+            action: What to do, giving an integer of less than 2**53.
+            what: Its name, for the others' message if it fails.
+
+        Returns:
+            The main process's answer, on every process.
+
+        Raises:
+            TrainingError: On the other processes, if the main one failed. It raises its own error.
+        """
+        answer, error = 0, None
+        if self.is_main:
+            try:
+                answer = action()
+            except Exception as raised:
+                error = raised
+        if self.count > 1:
+            failed, answer_sum = self.sum([float(error is not None), float(answer)])
+            answer = int(answer_sum)
+            if failed and error is None:
+                raise TrainingError(
+                    f"process 0 could not {what}, so process {self.rank} of {self.count} stops "
+                    "too. The message of process 0 says why."
+                )
+        if error is not None:
+            raise error
+        return answer
