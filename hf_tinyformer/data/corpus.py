@@ -1,9 +1,29 @@
 """Where text comes from: files, saved data sets, the Hub, or the running Python's own library."""
 
+import glob
+import hashlib
+import os
+import platform
+import sysconfig
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from hf_tinyformer.errors import ConfigError
+from hf_tinyformer.data.documents import (
+    READABLE,
+    Document,
+    check_column,
+    file_kind,
+    read_column,
+    read_file,
+)
+from hf_tinyformer.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+Split = Literal["train", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +88,273 @@ class DataConfig:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One text of the corpus."""
+_EXCLUDED_FOLDERS = {
+    *("site-packages", "dist-packages"),  # not the standard library
+    *("test", "tests", "idle_test"),  # much of them is data, and broken on purpose
+    "__pycache__",
+}
+_GENERATED = "_sysconfigdata"  # differs from machine to machine, and names its folders
 
-    text: str
-    source: str
-    """Where it stands, as `path:line`, with the path as the globs gave it."""
+
+def _list_files(key: str, patterns: Sequence[str]) -> list[Path]:
+    """Expand globs, each sorted by name; a file matched twice is taken once."""
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        expanded = os.path.expanduser(pattern)  # noqa: PTH111 - Path would normalise the glob
+        literal = Path(expanded)
+        matches = [expanded] if literal.exists() else sorted(glob.glob(expanded, recursive=True))  # noqa: PTH207
+        files = [Path(match) for match in matches if not Path(match).is_dir()]
+        if not files:
+            kind = "is a folder" if literal.is_dir() else f"matches no file under {Path.cwd()}"
+            raise DataError(
+                f"{key} has {pattern!r}, which {kind}, but a glob must match files. "
+                "Correct it; `texts/**/*.txt` enters folders."
+            )
+        for file in files:
+            _check_file(key, file)
+            found.setdefault(os.path.abspath(file), file)  # noqa: PTH100 - keeps links apart
+    return list(found.values())
+
+
+def _check_file(key: str, file: Path) -> None:
+    if file_kind(file) is None:
+        raise DataError(
+            f"{key} matches {file.as_posix()}, but the endings read are {READABLE}. "
+            "Narrow the glob or convert the file."
+        )
+    if not file.is_file():
+        raise DataError(
+            f"{key} matches {file.as_posix()}, but it is not a regular file. Narrow the glob."
+        )
+
+
+def _list_standard_library() -> list[Path]:
+    root = Path(sysconfig.get_path("stdlib"))
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [
+            name
+            for name in folders
+            if name not in _EXCLUDED_FOLDERS and not name.startswith("config-")
+        ]
+        files += [
+            Path(folder, name)
+            for name in names
+            if name.endswith(".py") and not name.startswith(_GENERATED)
+        ]
+    if not files:
+        raise DataError(
+            f"data.builtin is python-stdlib, but this Python has no source files in {root}. "
+            "Use a Python that has them, or data.files."
+        )
+    return sorted(files, key=lambda file: file.relative_to(root).as_posix())
+
+
+def _read_standard_library() -> Iterator[Document]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for file in _list_standard_library():
+        name = f"python-stdlib/{file.relative_to(root).as_posix()}:1"
+        for document in read_file(file, ""):
+            yield Document(document.text, name)
+
+
+def _open_dataset(config: DataConfig) -> "datasets.Dataset":
+    import datasets
+
+    name = config.dataset or ""
+    folder = Path(name).expanduser()
+    try:
+        if not folder.is_dir():
+            # Not streamed: the walk reads the corpus several times, in one order.
+            return datasets.load_dataset(name, config.dataset_config, split=config.dataset_split)
+        if not any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
+            raise DataError(
+                f"data.dataset is {name}, but that folder was not saved by `datasets`. "
+                "Set data.files to the files in it instead."
+            )
+        saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"data.dataset is {name}, but it cannot be loaded ({reason}). Check the name (a folder "
+            "saved by `datasets`, or an id on the Hub), data.dataset_config and data.dataset_split."
+        ) from error
+    if isinstance(saved, datasets.Dataset):
+        return saved
+    if config.dataset_split not in saved:
+        raise DataError(
+            f"data.dataset_split is {config.dataset_split}, but {name} has "
+            f"{', '.join(saved)}. Take one of them."
+        )
+    return saved[config.dataset_split]
+
+
+def _read_dataset(config: DataConfig) -> Iterator[Document]:
+    dataset = _open_dataset(config)
+    name = str(config.dataset)
+    check_column(dataset.features.arrow_schema, config.text_field, name)
+    row = 1
+    columns = dataset.select_columns([config.text_field]).with_format("arrow")
+    for table in columns.iter(batch_size=512):
+        yield from read_column(table.column(0), config.text_field, name, row)
+        row += table.num_rows
+
+
+def _read_files(key: str, patterns: Sequence[str], text_field: str) -> Iterator[Document]:
+    for file in _list_files(key, patterns):
+        yield from read_file(file, text_field)
+
+
+def _read_corpus(config: DataConfig) -> Iterator[Document]:
+    if config.builtin is not None:
+        return _read_standard_library()
+    if config.dataset is not None:
+        return _read_dataset(config)
+    return _read_files("data.files", config.files, config.text_field)
+
+
+def _falls_into_validation(text: str, fraction: float) -> bool:
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def _split_by_hash(config: DataConfig, split: Split) -> Iterator[Document]:
+    wanted = split == "validation"
+    for document in _read_corpus(config):
+        if _falls_into_validation(document.text, config.validation_fraction) == wanted:
+            yield document
+
+
+def _cut(document: Document, place: int) -> tuple[Document, Document]:
+    head, rest = document.text[:place], document.text[place:]
+    path, _, line = document.source.rpartition(":")
+    later = f"{path}:{int(line) + head.count(chr(10))}"
+    return Document(head, document.source), Document(rest, later)
+
+
+def _split_tail(config: DataConfig, split: Split) -> Iterator[Document]:
+    total = sum(len(document.text) for document in _read_corpus(config))
+    cut = int(total * (1 - config.validation_fraction))
+    begin = 0
+    for document in _read_corpus(config):
+        end = begin + len(document.text)
+        parts: tuple[Document | None, Document | None]
+        if end <= cut:
+            parts = (document, None)
+        elif begin >= cut:
+            parts = (None, document)
+        else:
+            parts = _cut(document, cut - begin)
+        part = parts[split == "validation"]
+        if part is not None:
+            yield part
+        begin = end
+
+
+def _choose(config: DataConfig, split: Split) -> Iterator[Document]:
+    if config.validation_files and split == "validation":
+        key = "data.validation_files"
+        return _read_files(key, config.validation_files, config.text_field)
+    if config.validation_files:
+        return _read_corpus(config)
+    if config.validation_split == "tail":
+        return _split_tail(config, split)
+    return _split_by_hash(config, split)
+
+
+def _nothing_to_read(config: DataConfig, split: Split) -> DataError:
+    if config.validation_files:
+        key = "data.validation_files" if split == "validation" else "The corpus"
+        return DataError(
+            f"{key} has no text for the {split} split: 0 characters. Point it to files with text."
+        )
+    num_texts = sum(bool(document.text) for document in _read_corpus(config))
+    if not num_texts:
+        return DataError(
+            "The corpus has 0 characters, but training needs text. "
+            "Point data.files, data.dataset or data.builtin to a corpus with text."
+        )
+    direction = "Raise" if split == "validation" else "Lower"
+    return DataError(
+        f"data.validation_fraction is {config.validation_fraction}, but of {num_texts} documents "
+        f"that leaves none for {split}. {direction} it, name data.validation_files, or set "
+        "data.validation_split=tail, which cuts inside a document."
+    )
+
+
+def iterate_documents(config: DataConfig, split: Split) -> Iterator[Document]:
+    """Read one split of the corpus, document by document, always in the same order.
+
+    Memory holds one document (or one batch of a table's rows) at a time, whatever the corpus's
+    size. Empty documents come too; the token store counts them and leaves them out.
+
+    Files come in the order of the globs, and by name within each. By `hash`, a document is in
+    validation if the BLAKE2b hash of its text is below the fraction, so the same text is always on
+    the same side, in any corpus and any order. By `tail`, the corpus is read once more beforehand,
+    to count its characters.
+
+    Args:
+        config: Where the corpus is and how it is split.
+        split: Which side to read.
+
+    Yields:
+        The documents.
+
+    Raises:
+        DataError: If a glob, file, line or record cannot be used, or the split has no text.
+    """
+    num_characters = 0
+    for document in _choose(config, split):
+        num_characters += len(document.text)
+        yield document
+    if not num_characters:
+        raise _nothing_to_read(config, split)
+
+
+def _describe_file(file: Path) -> list[str | int]:
+    # An absolute path would tell whose machine this was; name, size and time identify enough.
+    name = file.name if file.is_absolute() else file.as_posix()
+    status = file.stat()
+    return [name, status.st_size, status.st_mtime_ns]
+
+
+def _describe_corpus(config: DataConfig) -> dict[str, Any]:
+    if config.builtin is not None:
+        files = _list_standard_library()
+        size = sum(file.stat().st_size for file in files)
+        version = platform.python_version()
+        return {"builtin": config.builtin, "python": version, "files": len(files), "bytes": size}
+    if config.dataset is None:
+        files = _list_files("data.files", config.files)
+        return {"files": [_describe_file(file) for file in files]}
+    folder = Path(config.dataset).expanduser()
+    if folder.is_dir():
+        saved = sorted(file for file in folder.rglob("*") if file.is_file())
+        return {"saved": [_describe_file(file) for file in saved], "split": config.dataset_split}
+    return {
+        "dataset": config.dataset,
+        "config": config.dataset_config,
+        "split": config.dataset_split,
+    }
+
+
+def describe_inputs(config: DataConfig) -> dict[str, Any]:
+    """Describe what `iterate_documents` would read, without reading it.
+
+    Returns:
+        JSON values, equal as long as the corpus and its split are: names, sizes and times of
+        files, and the settings that choose documents. No absolute path is in it. A data set on
+        the Hub is described by its id, so a new revision there goes unnoticed.
+
+    Raises:
+        DataError: If a glob matches nothing, or a file that cannot be read.
+    """
+    described: dict[str, Any] = {"corpus": _describe_corpus(config)}
+    if config.builtin is None:
+        described["text_field"] = config.text_field
+    if config.validation_files:
+        files = _list_files("data.validation_files", config.validation_files)
+        described["validation_files"] = [_describe_file(file) for file in files]
+    else:
+        described["validation"] = [config.validation_split, config.validation_fraction]
+    return described

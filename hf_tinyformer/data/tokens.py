@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_tinyformer import artifacts
-from hf_tinyformer.data.corpus import Document
+from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.tokenizer import encode_documents, tokenizer_fingerprint
 from hf_tinyformer.errors import ArtifactError, DataError
 
