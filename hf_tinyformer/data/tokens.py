@@ -9,6 +9,7 @@ Positions count tokens from 0 at the split's first document to `num_tokens`. A d
 of positions between two starts, `<s>` and `</s>` included where the tokenizer adds them.
 """
 
+import bisect
 import hashlib
 import itertools
 import json
@@ -26,6 +27,7 @@ from hf_tinyformer.data.tokenizer import encode_documents, tokenizer_fingerprint
 from hf_tinyformer.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PreTrainedTokenizerFast
 
 SPLITS = ("train", "validation")
@@ -224,6 +226,20 @@ def write_token_store(
         }
 
 
+def _map_into_memory(folder: Path) -> "datasets.Dataset":
+    import datasets
+    import pyarrow as pa
+
+    try:
+        # keep_in_memory=False even for a small set: datasets would copy it into memory.
+        return datasets.load_from_disk(str(folder), keep_in_memory=False)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise ArtifactError(
+            f"{folder} cannot be read as a data set ({str(error).splitlines()[0]}). "
+            "The folder is damaged: delete it and prepare the tokens again."
+        ) from error
+
+
 class TokenStore:
     """One split, mapped into memory. Positions run from 0 to `num_tokens`."""
 
@@ -234,19 +250,16 @@ class TokenStore:
             folder: A split's folder inside a token store.
             counts: What the manifest says about the split.
         """
-        from datasets import load_from_disk
-
-        # keep_in_memory=False even for a small set: datasets would copy it into memory.
-        self._dataset = load_from_disk(str(folder), keep_in_memory=False)
-        batches = self._dataset.data.column("input_ids").chunks
+        dataset = _map_into_memory(folder)
+        batches = dataset.data.column("input_ids").chunks
         # Views into the mapped files, one for each record batch. A batch may begin inside its
         # buffer, so its first offset need not be 0.
         self._ids = [batch.values.to_numpy(zero_copy_only=True) for batch in batches]
         self._offsets = [batch.offsets.to_numpy(zero_copy_only=True) for batch in batches]
         sizes = [int(offsets[-1] - offsets[0]) for offsets in self._offsets]
-        self._bases = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
-        self.num_tokens = int(self._bases[-1])
-        self.num_documents = len(self._dataset)
+        self._bases = [0, *itertools.accumulate(sizes)]
+        self.num_tokens = self._bases[-1]
+        self.num_documents = len(dataset)
         self.num_bytes = int(counts["bytes"])
         if (self.num_tokens, self.num_documents) != (counts["tokens"], counts["documents"]):
             raise ArtifactError(
@@ -257,13 +270,12 @@ class TokenStore:
 
     def _batches_between(self, start: int, stop: int) -> range:
         assert 0 <= start <= stop <= self.num_tokens, (start, stop, self.num_tokens)
-        first = int(np.searchsorted(self._bases, start, side="right")) - 1
-        last = int(np.searchsorted(self._bases, stop, side="left"))
-        return range(first, last)
+        first = bisect.bisect_right(self._bases, start) - 1
+        return range(first, bisect.bisect_left(self._bases, stop, lo=first))
 
     def _read_into(self, out: NDArray[np.int64], start: int, stop: int) -> None:
         for index in self._batches_between(start, stop):
-            base, end = int(self._bases[index]), int(self._bases[index + 1])
+            base, end = self._bases[index], self._bases[index + 1]
             low, high = max(start, base), min(stop, end)
             shift = int(self._offsets[index][0]) - base
             out[low - start : high - start] = self._ids[index][low + shift : high + shift]
@@ -283,17 +295,17 @@ class TokenStore:
 
     def document_starts(self, start: int, stop: int) -> NDArray[np.int64]:
         """Positions from `start` to `stop - 1` at which a document begins, in order."""
-        found = [np.empty(0, dtype=np.int64)]
+        found = []
         for index in self._batches_between(start, stop):
             offsets = self._offsets[index]
-            shift = int(offsets[0]) - int(self._bases[index])
+            shift = int(offsets[0]) - self._bases[index]
             # Bounds in the offsets' own type: any other makes searchsorted copy all of them.
             bounds = np.array(
                 [max(start + shift, 0), min(stop + shift, int(offsets[-1]))], dtype=offsets.dtype
             )
-            low, high = np.searchsorted(offsets[:-1], bounds, side="left")
+            low, high = offsets[:-1].searchsorted(bounds)
             found.append(offsets[low:high].astype(np.int64) - shift)
-        return np.concatenate(found)
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
