@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_tinyformer import artifacts
+from hf_tinyformer.artifacts import fingerprint, read_manifest, write_folder
 from hf_tinyformer.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = ("added_tokens", "normalizer", "pre_tokenizer", "model")
     frame = _document_frame(tokenizer)
-    return artifacts.fingerprint([{part: rules[part] for part in parts}, frame])
+    return fingerprint([{part: rules[part] for part in parts}, frame])
 
 
 def write_tokenizer_files(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
@@ -288,7 +288,7 @@ def save_tokenizer(
             `vocab_size` and `fingerprint` are added.
     """
     counted = {"vocab_size": len(tokenizer), "fingerprint": tokenizer_fingerprint(tokenizer)}
-    with artifacts.write_folder(folder, kind="tokenizer", facts={**facts, **counted}) as staging:
+    with write_folder(folder, kind="tokenizer", facts={**facts, **counted}) as staging:
         write_tokenizer_files(tokenizer, staging)
 
 
@@ -300,7 +300,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """
     from transformers import PreTrainedTokenizerFast
 
-    facts = artifacts.read_manifest(folder, kind="tokenizer", check_hashes=True)
+    facts = read_manifest(folder, kind="tokenizer", check_hashes=True)
     # Not AutoTokenizer, which may ask about remote code on the way.
     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
     found = tokenizer_fingerprint(tokenizer)

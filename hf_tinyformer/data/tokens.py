@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_tinyformer import artifacts
+from hf_tinyformer.artifacts import fingerprint, read_manifest, write_folder
 from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.tokenizer import encode_documents, tokenizer_fingerprint
 from hf_tinyformer.errors import ArtifactError, DataError
@@ -206,7 +206,7 @@ def write_token_store(
         DataError: If a split has fewer than two tokens, or a document cannot be stored.
     """
     collected: dict[str, Any] = dict(facts)
-    with artifacts.write_folder(folder, kind="tokens", facts=collected) as staging:
+    with write_folder(folder, kind="tokens", facts=collected) as staging:
         splits = {}
         for name in SPLITS:
             splits[name] = _write_split(staging / name, tokenizer, documents[name], on_progress)
@@ -222,7 +222,7 @@ def write_token_store(
             "tokenizer": encoding,
             "vocab_size": len(tokenizer),
             "splits": splits,
-            "fingerprint": artifacts.fingerprint([encoding, contents]),
+            "fingerprint": fingerprint([encoding, contents]),
         }
 
 
@@ -332,7 +332,7 @@ def open_token_store(folder: Path, *, check_hashes: bool = False) -> TokenStores
     Raises:
         ArtifactError: If the folder is missing, damaged, or not a token store.
     """
-    facts = artifacts.read_manifest(folder, kind="tokens", check_hashes=check_hashes)
+    facts = read_manifest(folder, kind="tokens", check_hashes=check_hashes)
     train, validation = (TokenStore(folder / name, facts["splits"][name]) for name in SPLITS)
     return TokenStores(
         train=train, validation=validation, fingerprint=facts["fingerprint"], facts=facts
