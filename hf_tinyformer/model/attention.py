@@ -45,7 +45,7 @@ def repeat_key_value(states: Tensor, num_groups: int) -> Tensor:
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: "TinyFormerAttention",
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -63,8 +63,8 @@ def eager_attention_forward(
         query: Shape `(batch, num_attention_heads, query, head_dim)`.
         key: Shape `(batch, num_key_value_heads, key, head_dim)`.
         value: Same shape as `key`.
-        attention_mask: Added to the scores, broadcast to `(batch, heads, query, key)`: 0 where a key
-            is seen, a large negative number where not, plus any score bias.
+        attention_mask: Added to the scores, broadcast to `(batch, heads, query, key)`: 0 where a
+            key is seen, a large negative number where not, plus any score bias.
         scaling: `1 / sqrt(head_dim)`. Without it scores grow with the width and softmax saturates.
         dropout: Chance to drop a weight.
 
@@ -86,8 +86,8 @@ def eager_attention_forward(
 class TinyFormerAttention(nn.Module):
     """Multi-head attention with grouped key and value heads.
 
-    Each head works in `head_dim` dimensions with projections of its own; their outputs stand side by
-    side and `o_proj` mixes them. Shapes: `(batch, sequence, hidden_size)` in and out.
+    Each head works in `head_dim` dimensions with projections of its own; their outputs stand side
+    by side and `o_proj` mixes them. Shapes: `(batch, sequence, hidden_size)` in and out.
     """
 
     def __init__(self, config: TinyFormerConfig, layer_idx: int) -> None:

@@ -26,7 +26,8 @@ from transformers.utils import auto_docstring
 CONFIG_INTRO = """
 Every architectural choice of a TinyFormer: one decoder-style Transformer whose positions,
 normalization, placement of the norms, feed-forward and attention details are all settings.
-The defaults are those of Qwen3: RMSNorm, rotary positions, query-key norm, SwiGLU, no biases, pre-LN.
+The defaults are those of Qwen3: RMSNorm, rotary positions, query-key norm, SwiGLU, no biases,
+pre-LN.
 """
 
 
@@ -54,9 +55,9 @@ def full_auto_map() -> dict[str, str]:
 def default_intermediate_size(hidden_size: int, mlp_type: str) -> int:
     """Choose the feed-forward width that gives every kind about the same number of weights.
 
-    GELU and ReLU^2 have two matrices of `4 * hidden_size` (Vaswani et al. 2017, section 3.3). SwiGLU
-    has three, so two thirds of that width (Shazeer 2020, section 2), rounded up to a multiple of 64
-    (of 8 in models narrower than 128), which is what fast matrix kernels like.
+    GELU and ReLU^2 have two matrices, `4 * hidden_size` wide (Vaswani et al. 2017, section 3.3).
+    SwiGLU has three, so two thirds of that width (Shazeer 2020, section 2), rounded up to a
+    multiple of 64 (of 8 in models narrower than 128), which is what fast matrix kernels like.
 
     Args:
         hidden_size: Width of the residual stream.
@@ -74,54 +75,59 @@ def default_intermediate_size(hidden_size: int, mlp_type: str) -> int:
 @auto_docstring(custom_intro=CONFIG_INTRO, checkpoint="hf_tinyformer")
 @strict
 class TinyFormerConfig(PreTrainedConfig):
-    r"""
-    intermediate_size (`int`, *optional*):
-        Width of the feed-forward layer. `None`: two thirds of `4 * hidden_size` for SwiGLU, rounded up,
-        else `4 * hidden_size`.
-    num_key_value_heads (`int`, *optional*):
-        Key and value heads, each shared by an equal group of query heads (Ainslie et al. 2023,
-        section 2.2). `None`: as many as query heads. 1: multi-query attention.
-    head_dim (`int`, *optional*):
-        Width of one head. `None`: `hidden_size / num_attention_heads`.
-    max_position_embeddings (`int`, *optional*, defaults to 1024):
-        Longest sequence the model is meant for. A hard limit for `learned` positions, whose table
-        ends there; the other schemes go on.
-    position_embedding_type (`str`, *optional*, defaults to `"rope"`):
-        How a token's place enters: `"rope"`, `"learned"`, `"sinusoidal"`, `"alibi"`, `"relative"`
-        (T5 buckets) or `"none"` (the causal mask alone).
-    norm_type (`str`, *optional*, defaults to `"rmsnorm"`):
-        `"rmsnorm"` (Zhang and Sennrich 2019) or `"layernorm"` (Ba et al. 2016).
-    norm_eps (`float`, *optional*, defaults to 1e-06):
-        Added to the variance before the square root.
-    norm_placement (`str`, *optional*, defaults to `"pre"`):
-        `"pre"`: before each sublayer and once at the end (GPT-2). `"post"`: after each residual sum
-        (the original Transformer), with no norm at the end.
-    mlp_type (`str`, *optional*, defaults to `"swiglu"`):
-        `"swiglu"` (Shazeer 2020), `"gelu"` (tanh form, as GPT-2) or `"relu2"` (So et al. 2021).
-    use_qk_norm (`bool`, *optional*, defaults to `True`):
-        RMSNorm on every query and key head before positions are applied, as in Qwen3.
-    hidden_dropout (`float`, *optional*, defaults to 0.0):
-        Dropout on the embeddings and on each sublayer's output.
-    scale_residual_initialization (`bool`, *optional*, defaults to `True`):
-        Divide the initial spread of `o_proj` and `down_proj` by `sqrt(2 * num_hidden_layers)` (GPT-2,
-        Radford et al. 2019, section 2.3), so that the residual sum starts out independent of depth.
-    relative_attention_num_buckets (`int`, *optional*, defaults to 32):
-        Distinct distances of the `relative` scheme.
-    relative_attention_max_distance (`int`, *optional*, defaults to 128):
-        Distance from which on all share the last bucket of the `relative` scheme.
-    is_causal (`bool`, *optional*, defaults to `True`):
-        Whether a token sees only itself and what stands before it.
+    r"""Every architectural choice of a TinyFormer.
 
+    Args:
+        intermediate_size (`int`, *optional*):
+            Width of the feed-forward layer. `None`: two thirds of `4 * hidden_size` for SwiGLU,
+            rounded up, else `4 * hidden_size`.
+        num_key_value_heads (`int`, *optional*):
+            Key and value heads, each shared by an equal group of query heads (Ainslie et al. 2023,
+            section 2.2). `None`: as many as query heads. 1: multi-query attention.
+        head_dim (`int`, *optional*):
+            Width of one head. `None`: `hidden_size / num_attention_heads`.
+        max_position_embeddings (`int`, *optional*, defaults to 1024):
+            Longest sequence the model is meant for. A hard limit for `learned` positions, whose
+            table ends there; the other schemes go on.
+        position_embedding_type (`str`, *optional*, defaults to `"rope"`):
+            How a token's place enters: `"rope"`, `"learned"`, `"sinusoidal"`, `"alibi"`,
+            `"relative"` (T5 buckets) or `"none"` (the causal mask alone).
+        norm_type (`str`, *optional*, defaults to `"rmsnorm"`):
+            `"rmsnorm"` (Zhang and Sennrich 2019) or `"layernorm"` (Ba et al. 2016).
+        norm_eps (`float`, *optional*, defaults to 1e-06):
+            Added to the variance before the square root.
+        norm_placement (`str`, *optional*, defaults to `"pre"`):
+            `"pre"`: before each sublayer and once at the end (GPT-2). `"post"`: after each residual
+            sum (the original Transformer), with no norm at the end.
+        mlp_type (`str`, *optional*, defaults to `"swiglu"`):
+            `"swiglu"` (Shazeer 2020), `"gelu"` (tanh form, as GPT-2) or `"relu2"` (So et al. 2021).
+        use_qk_norm (`bool`, *optional*, defaults to `True`):
+            RMSNorm on every query and key head before positions are applied, as in Qwen3.
+        hidden_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout on the embeddings and on each sublayer's output.
+        scale_residual_initialization (`bool`, *optional*, defaults to `True`):
+            Divide the initial spread of `o_proj` and `down_proj` by
+            `sqrt(2 * num_hidden_layers)` (GPT-2, Radford et al. 2019, section 2.3), so that the
+            residual sum starts out independent of depth.
+        relative_attention_num_buckets (`int`, *optional*, defaults to 32):
+            Distinct distances of the `relative` scheme.
+        relative_attention_max_distance (`int`, *optional*, defaults to 128):
+            Distance from which on all share the last bucket of the `relative` scheme.
+        is_causal (`bool`, *optional*, defaults to `True`):
+            Whether a token sees only itself and what stands before it.
+
+    Example:
     ```python
     >>> from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
 
-    >>> config = TinyFormerConfig(hidden_size=64, num_attention_heads=4, position_embedding_type="alibi")
+    >>> config = TinyFormerConfig(hidden_size=64, position_embedding_type="alibi")
     >>> model = TinyFormerForCausalLM(config)
-    ```"""
+    ```
+    """
 
     model_type = "tinyformer"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers' own form
-    base_model_tp_plan = {  # noqa: RUF012
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
@@ -132,7 +138,7 @@ class TinyFormerConfig(PreTrainedConfig):
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }
-    base_model_pp_plan = {  # noqa: RUF012
+    base_model_pp_plan = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "embeddings": (["inputs_embeds", "position_ids"], ["hidden_states"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
@@ -150,7 +156,7 @@ class TinyFormerConfig(PreTrainedConfig):
     position_embedding_type: Literal[
         "rope", "learned", "sinusoidal", "alibi", "relative", "none"
     ] = "rope"
-    rope_parameters: RopeParameters | dict | None = None
+    rope_parameters: RopeParameters | dict[str, Any] | None = None
     norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float | int = 1e-6
     norm_placement: Literal["pre", "post"] = "pre"
@@ -202,8 +208,8 @@ class TinyFormerConfig(PreTrainedConfig):
         """
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"num_attention_heads is {self.num_attention_heads}, but it must divide hidden_size "
-                f"({self.hidden_size}). Change one of them, or set head_dim."
+                f"num_attention_heads is {self.num_attention_heads}, but it must divide "
+                f"hidden_size ({self.hidden_size}). Change one of them, or set head_dim."
             )
         return self.hidden_size // self.num_attention_heads
 
@@ -241,8 +247,8 @@ class TinyFormerConfig(PreTrainedConfig):
         scheme = self.position_embedding_type
         if scheme == "rope" and self.head_dim % 2:
             raise ValueError(
-                f"head_dim is {self.head_dim}, but rotary positions turn pairs, so it must be even. "
-                "Change hidden_size, num_attention_heads or head_dim."
+                f"head_dim is {self.head_dim}, but rotary positions turn pairs, so it must be "
+                "even. Change hidden_size, num_attention_heads or head_dim."
             )
         if scheme == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(
@@ -266,9 +272,9 @@ class TinyFormerConfig(PreTrainedConfig):
             )
         if self.relative_attention_max_distance <= num_buckets // 2:
             raise ValueError(
-                f"relative_attention_max_distance is {self.relative_attention_max_distance}, but it "
-                f"must be above half of relative_attention_num_buckets ({num_buckets}), since so "
-                "many distances have a bucket of their own. Raise it."
+                f"relative_attention_max_distance is {self.relative_attention_max_distance}, but "
+                f"it must be above half of relative_attention_num_buckets ({num_buckets}), since "
+                "so many distances have a bucket of their own. Raise it."
             )
 
     def validate_rates(self) -> None:

@@ -20,6 +20,7 @@ weights the factor cannot be folded away, and no GPT-2 or Llama has it.
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.import_utils import is_tracing
 
 from .configuration_tinyformer import TinyFormerConfig
 from .positions import sinusoidal_positions
@@ -49,11 +50,7 @@ class TinyFormerLearnedPositions(nn.Embedding):
             f"position_ids reach beyond max_position_embeddings ({self.num_embeddings}), where the "
             "table of learned positions ends. Shorten the input or generate fewer tokens."
         )
-        if (
-            torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or position_ids.device.type != "cpu"
-        ):
+        if is_tracing(position_ids) or position_ids.device.type != "cpu":
             torch._assert_async(inside, message)
         elif not inside:
             raise ValueError(message)
@@ -80,7 +77,10 @@ class TinyFormerSinusoidalPositions(nn.Module):
 
 
 class TinyFormerEmbeddings(nn.Module):
-    """Sum of token and position vectors, then dropout (Vaswani et al. 2017, sections 3.5 and 5.4)."""
+    """Sum of token and position vectors, then dropout.
+
+    Vaswani et al. 2017, sections 3.5 and 5.4.
+    """
 
     def __init__(self, config: TinyFormerConfig) -> None:
         super().__init__()

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Who sees whom: positions and masks, made once per forward, above the layers.
 
-transformers lets three things go silently wrong here, all of which this file puts right or refuses:
-a left-padded batch without `position_ids`, packed rows with a cache or in a bidirectional model, and
+transformers lets three things go silently wrong here, which this file puts right or refuses: a
+left-padded batch without `position_ids`, packed rows with a cache or in a bidirectional model, and
 a score bias under an attention function that drops it.
 """
 
@@ -78,8 +78,8 @@ def build_attention_mask(
     Args:
         config: Gives the attention function and `is_causal`.
         inputs_embeds: Shape `(batch, sequence, hidden_size)`.
-        attention_mask: `None`, a padding mask of shape `(batch, past + sequence)`, or a finished mask
-            of four dimensions, which is returned as it is.
+        attention_mask: `None`, a padding mask of shape `(batch, past + sequence)`, or a finished
+            mask of four dimensions, which is returned as it is.
         past_key_values: Keys and values of earlier tokens.
         position_ids: As the caller gave them, or `None`.
 
@@ -164,8 +164,8 @@ def check_score_bias(config: TinyFormerConfig, kwargs: dict[str, Any]) -> None:
         )
     if kwargs.get("cache") is not None:
         raise ValueError(
-            f"position_embedding_type is {scheme!r}, but a paged cache does not keep keys in order, "
-            "so the distances to them are lost. Use generate instead of generate_batch."
+            f"position_embedding_type is {scheme!r}, but a paged cache does not keep keys in "
+            "order, so the distances to them are lost. Use generate instead of generate_batch."
         )
 
 

@@ -61,14 +61,14 @@ class TinyFormerPreTrainedModel(PreTrainedModel):
     config: TinyFormerConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["TinyFormerBlock"]  # noqa: RUF012 - transformers' own form
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _no_split_modules = ["TinyFormerBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {  # noqa: RUF012
+    _can_record_outputs = {
         "hidden_states": TinyFormerBlock,
         "attentions": TinyFormerAttention,
     }
@@ -83,7 +83,7 @@ class TinyFormerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if not self.config.scale_residual_initialization:
             return
-        # Two sublayers per layer add to the residual stream, so its variance grows with their number.
+        # Two sublayers per layer add to the residual stream; its variance grows with their number.
         spread = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
         if isinstance(module, TinyFormerAttention):
             init.normal_(module.o_proj.weight, mean=0.0, std=spread)
@@ -117,19 +117,19 @@ class TinyFormerModel(TinyFormerPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Turn tokens into vectors that know their context."""
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError(
-                "input_ids and inputs_embeds are both given or both None, but the model reads exactly "
-                "one of them. Pass one."
+                "input_ids and inputs_embeds are both given or both None, but the model reads "
+                "exactly one of them. Pass one."
             )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
@@ -173,7 +173,7 @@ class TinyFormerModel(TinyFormerPreTrainedModel):
         past_key_values: Cache | None,
         kwargs: dict[str, Any],
     ) -> tuple[Any, Tensor | None]:
-        """Put the score bias of the alibi and relative schemes where the attention function reads it.
+        """Put the score bias of a scheme that has one where the attention function reads it.
 
         Args:
             mask: What `build_attention_mask` gave.
@@ -215,16 +215,16 @@ def keep_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tenso
 class TinyFormerForCausalLM(TinyFormerPreTrainedModel, GenerationMixin):
     """Predicts each token from those before it."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
-    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
-    _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: TinyFormerConfig) -> None:
         if not config.is_causal:
             raise ValueError(
-                "is_causal is False, but a causal language model must not see the token it predicts. "
-                "Set is_causal=True, or use TinyFormerForMaskedLM."
+                "is_causal is False, but a causal language model must not see the token it "
+                "predicts. Set is_causal=True, or use TinyFormerForMaskedLM."
             )
         super().__init__(config)
         self.model = TinyFormerModel(config)
@@ -235,22 +235,25 @@ class TinyFormerForCausalLM(TinyFormerPreTrainedModel, GenerationMixin):
     @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        r"""
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            The tokens themselves; the model shifts them. -100 is left out of the loss.
-        shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            For each position the token that follows it, shifted already; used instead of `labels`.
+        r"""Predict the token that follows each one.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                The tokens themselves; the model shifts them. -100 is left out of the loss.
+            shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                For each position the token that follows it, shifted already; used instead of
+                `labels`.
         """
         computes_loss = labels is not None or shift_labels is not None
         if computes_loss and use_cache is None and past_key_values is None:
@@ -287,10 +290,10 @@ class TinyFormerForCausalLM(TinyFormerPreTrainedModel, GenerationMixin):
 class TinyFormerForMaskedLM(TinyFormerPreTrainedModel):
     """Predicts hidden tokens from both sides (Devlin et al. 2019, section 3.1)."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
-    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
-    _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: TinyFormerConfig) -> None:
         config = copy.deepcopy(config)  # the caller's may serve a causal model next
@@ -304,16 +307,18 @@ class TinyFormerForMaskedLM(TinyFormerPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
-        r"""
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            The hidden tokens at their own places, not shifted; -100 everywhere else.
+        r"""Predict the hidden tokens.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                The hidden tokens at their own places, not shifted; -100 everywhere else.
         """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
@@ -378,18 +383,20 @@ class TinyFormerForSequenceClassification(TinyFormerPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
-        r"""
-        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            The class of each text, or its number if `num_labels` is 1.
+        r"""Label each text.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                The class of each text, or its number if `num_labels` is 1.
         """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
@@ -440,16 +447,18 @@ class TinyFormerForTokenClassification(TinyFormerPreTrainedModel):
     @auto_docstring
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
-        r"""
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            The class of each token; -100 is left out of the loss.
+        r"""Label each token.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                The class of each token; -100 is left out of the loss.
         """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,

@@ -130,15 +130,18 @@ class TinyFormerRotaryEmbedding(nn.Module):
         column = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
         return 1.0 / config.rope_parameters["rope_theta"] ** (column / config.head_dim), 1.0
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "TinyFormerRotaryEmbedding":
         """Follow the model to a device but not to half precision.
 
         In bfloat16 the frequencies keep three digits, and positions in the thousands turn by wrong
         angles. Seen as integers the buffers are moved and not converted.
         """
-        return super()._apply(
+        super()._apply(  # type: ignore[no-untyped-call]
             lambda buffer: fn(buffer.view(torch.int32)).view(torch.float32), recurse
         )
+        return self
 
     @torch.no_grad()
     @dynamic_rope_update
