@@ -1,0 +1,47 @@
+import random
+import socket
+
+import pytest
+
+from hf_tinyformer.data.tokenizer import TokenizerConfig, train_tokenizer
+
+SOURCE_CODE = [
+    "def read_lines(path):\n    with open(path) as stream:\n        return list(stream)\n",
+    "class Reader:\r\n\tdef __init__(self):\r\n\t\tself.count = 12345\r\n",
+    "안녕하세요. 나는 학교에 갑니다. 나는 밥을 먹는다. 한국어 문장입니다.\n",
+    "The King's men don't count 1, 22, 333 or 4444 <s> sheep </s> at <pad> night.\n",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch):
+    """The data room needs no network: any connection is a failure."""
+
+    def refuse(*_args: object) -> None:
+        pytest.fail("the test opened a network connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def make_texts(count: int, seed: int) -> list[str]:
+    """Sentences of drawn lengths from a few words in two scripts, with indentation."""
+    draw = random.Random(seed)
+    words = " ".join(SOURCE_CODE).split(" ")
+    return [" ".join(draw.choices(words, k=draw.randint(1, 60))) for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return make_texts(200, seed=0)
+
+
+@pytest.fixture(scope="session")
+def bpe(texts):
+    config = TokenizerConfig(kind="bpe", vocab_size=512)
+    return train_tokenizer(config, SOURCE_CODE * 20 + texts, sequence_length=64)
+
+
+@pytest.fixture(scope="session")
+def char(texts):
+    return train_tokenizer(TokenizerConfig(kind="char"), texts, sequence_length=64)

@@ -1,0 +1,361 @@
+import json
+import logging
+import random
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from reference.byte_pair_encoding import PlainBytePairEncoding
+from transformers import AutoTokenizer
+
+from hf_tinyformer.data.tokenizer import (
+    TokenizerConfig,
+    check_text,
+    encode_documents,
+    load_tokenizer,
+    save_tokenizer,
+    show_tokens,
+    tokenizer_fingerprint,
+    train_tokenizer,
+    write_tokenizer_files,
+)
+from hf_tinyformer.errors import ArtifactError, ConfigError, DataError
+
+SPECIAL = ["<pad>", "<s>", "</s>"]
+# Where tokenizers go wrong: marks, joiners, jamo, surrogate neighbours, look-alike spaces.
+TRAPS = [
+    *("\r\n", "\r", "\n\n\n", "\t", "    ", "\x00", "\x1f", "\x7f", "\x85", "\xa0", "\xad"),
+    *("\u200b", "\u200d", "\u2028", "\u3000", "\ufeff", "\ufffd", "\uffff", "\ud7ff", "\ue000"),
+    *("e\u0301", "é", "ﬁ", "한글", unicodedata.normalize("NFD", "한글"), "ㄱㅏ", "👩‍👩‍👧", "🇰🇷"),
+    *("'s", "'LL", "'ſ", "١٢٣٤", "½", "İ", "ß", "𝔘", "\U0010ffff", "ก็", "नमस्ते"),  # noqa: RUF001
+    *(*SPECIAL, "<unk>", "<s", "s>", "Ġ", "Ċ", "ĠĠ", "##", "▁", "<0x41>"),
+]
+
+
+def adversarial_strings(count: int, seed: int) -> Iterator[str]:
+    draw = random.Random(seed)
+    for _ in range(count):
+        parts = []
+        for _ in range(draw.randint(0, 12)):
+            kind = draw.random()
+            if kind < 0.5:
+                parts.append(draw.choice(TRAPS))
+            elif kind < 0.75:
+                parts.append(chr(draw.randrange(32, 127)) * draw.choice([1, 1, 2, 7]))
+            else:
+                code = draw.randrange(0x110000 - 0x800)
+                parts.append(chr(code if code < 0xD800 else code + 0x800))
+        yield "".join(parts)
+
+
+def documents_inside(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Encode documents and take the one token off either end."""
+    encoded = encode_documents(tokenizer, texts)
+    assert all(ids[0] == 1 and ids[-1] == 2 for ids in encoded)
+    return [ids[1:-1] for ids in encoded]
+
+
+def assert_lossless(tokenizer, texts: list[str]) -> None:
+    encoded = documents_inside(tokenizer, texts)
+    for text, ids in zip(texts, encoded, strict=True):
+        assert not {0, 1, 2}.intersection(ids), f"{text!r} became a special token"
+    decoded = tokenizer.backend_tokenizer.decode_batch(encoded, skip_special_tokens=False)
+    assert decoded == texts
+
+
+def test_a_hundred_thousand_adversarial_strings_come_back_unchanged(bpe):
+    assert_lossless(bpe, list(adversarial_strings(100_000, seed=1)))
+
+
+def test_every_unicode_scalar_value_comes_back(bpe):
+    scalars = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    assert len(scalars) == 1_112_064
+    rows = ["".join(scalars[start : start + 4096]) for start in range(0, len(scalars), 4096)]
+    assert_lossless(bpe, rows)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_every_korean_syllable_comes_back_alone(bpe, form):
+    assert_lossless(bpe, [unicodedata.normalize(form, chr(code)) for code in range(0xAC00, 0xD7A4)])
+
+
+@pytest.mark.parametrize("unit", ["a", "가", " ", "\n", "<s>", "ab ", "\t\r\n", "9"])
+def test_ten_thousand_repeats_come_back(bpe, unit):
+    assert_lossless(bpe, [unit * 10_000])
+
+
+def test_random_ids_decode_to_text(bpe):
+    draw = random.Random(0)
+    for _ in range(200):
+        ids = [draw.randrange(len(bpe)) for _ in range(draw.randint(0, 40))]
+        assert isinstance(bpe.decode(ids), str)
+
+
+def test_special_tokens_have_the_first_ids(bpe, char):
+    assert bpe.convert_tokens_to_ids(SPECIAL) == [0, 1, 2]
+    assert char.convert_tokens_to_ids([*SPECIAL, "<unk>"]) == [0, 1, 2, 3]
+    assert (bpe.pad_token, bpe.bos_token, bpe.eos_token) == tuple(SPECIAL)
+    assert bpe.unk_token is None
+
+
+def test_no_merge_makes_the_name_of_a_special_token():
+    # 500 times the letters <s>, </s>, <pad> in a row: the pairs inside them are the most frequent.
+    texts = ["<s></s><pad>" * 100, "<s> </s> <pad>\n" * 400]
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=300), texts, sequence_length=8)
+
+    for ids in documents_inside(tokenizer, [*texts, "<s>", "</s>", "<pad>", " <s>\n"]):
+        assert not {0, 1, 2}.intersection(ids)
+
+
+def test_text_with_every_special_token_gives_none_in_char_either(texts):
+    tokenizer = train_tokenizer(
+        TokenizerConfig(kind="char"), ["<s></s><pad><unk>"], sequence_length=8
+    )
+
+    ids = documents_inside(tokenizer, ["<s></s><pad><unk>"])[0]
+
+    assert min(ids) > 3
+    assert len(ids) == len("<s></s><pad><unk>")
+
+
+def test_char_numbers_the_characters_by_code_point_and_does_not_know_others():
+    tokenizer = train_tokenizer(TokenizerConfig(kind="char"), ["ba\n", "가b"], sequence_length=8)
+
+    # 0-3 are special; then \n, a, b, 가 in the order of their code points.
+    assert encode_documents(tokenizer, ["ab\n가?"]) == [[1, 5, 6, 4, 7, 3, 2]]
+    assert tokenizer.decode([5, 6, 4, 7]) == "ab\n가"
+
+
+def test_char_comes_back_unchanged(char, texts):
+    assert_lossless(char, [text for text in texts if text])
+
+
+def test_runs_of_spaces_stay_together_for_code(bpe):
+    # Indentation of 8 is one piece of 7 spaces, and one space that begins the next word.
+    pieces = [piece for _, piece in show_tokens(bpe, "\n        return")]
+
+    assert pieces[0] == "\n"
+    assert pieces[-1] == " return"
+    assert "".join(pieces[1:-1]) == " " * 7
+
+
+def test_digits_are_cut_in_groups_of_at_most_three():
+    texts = ["1234567 " * 500]
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=300), texts, sequence_length=8)
+
+    assert [piece for _, piece in show_tokens(tokenizer, "1234567")] == ["123", "456", "7"]
+
+
+def test_shown_parts_of_a_character_read_as_bytes(bpe):
+    assert [piece for _, piece in show_tokens(bpe, "ab\N{OLD PERSIAN SIGN A}")][-4:] == [
+        *("\\xf0", "\\x90", "\\x8e", "\\xa0")
+    ]
+
+
+def test_a_prompt_begins_with_bos_and_never_ends_with_eos(bpe):
+    ids = bpe("def f")["input_ids"]
+
+    assert ids[0] == bpe.bos_token_id
+    assert bpe.eos_token_id not in ids
+    assert bpe("")["input_ids"] == [1]
+
+
+def test_a_prompt_can_name_special_tokens_as_everywhere_in_transformers(bpe):
+    assert bpe("<s>", add_special_tokens=False)["input_ids"] == [1]
+    letters = bpe("<s>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert not {0, 1, 2}.intersection(letters)
+
+
+def test_encoding_documents_leaves_prompts_as_they_were(bpe):
+    before = bpe(["<s>", "two words"], padding=True)["input_ids"]
+
+    documents = encode_documents(bpe, ["<s>", "two words"])
+
+    assert bpe(["<s>", "two words"], padding=True)["input_ids"] == before
+    assert encode_documents(bpe, ["<s>", "two words"]) == documents
+
+
+def test_padding_left_over_from_a_call_is_not_put_into_documents(bpe):
+    expected = encode_documents(bpe, ["a", "a b c d e f"])
+
+    bpe(["a", "a b c d e f"], padding=True, truncation=True, max_length=3)
+
+    assert encode_documents(bpe, ["a", "a b c d e f"]) == expected
+
+
+@pytest.mark.parametrize(("bos", "eos"), [(True, False), (False, True), (False, False)])
+def test_documents_and_prompts_are_framed_as_configured_also_after_loading(tmp_path, bos, eos):
+    config = TokenizerConfig(kind="char", add_bos_token=bos, add_eos_token=eos)
+    save_tokenizer(train_tokenizer(config, ["ab"], sequence_length=8), tmp_path / "t", facts={})
+
+    tokenizer = load_tokenizer(tmp_path / "t")
+
+    assert encode_documents(tokenizer, ["ab"]) == [[1] * bos + [4, 5] + [2] * eos]
+    assert tokenizer("ab")["input_ids"] == [1] * bos + [4, 5]
+
+
+def test_batches_are_padded_on_the_left_with_pad(bpe):
+    batch = bpe(["a", "ab ab ab"], padding=True)
+
+    assert batch["input_ids"][0][0] == 0
+    assert batch["attention_mask"][0][0] == 0
+    assert sorted(batch) == ["attention_mask", "input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_a_saved_tokenizer_loads_through_autotokenizer_with_the_same_ids(
+    tmp_path, request, texts, kind
+):
+    tokenizer = request.getfixturevalue(kind)
+    save_tokenizer(tokenizer, tmp_path / "tokenizer", facts={"from": "texts"})
+
+    for loaded in (
+        AutoTokenizer.from_pretrained(tmp_path / "tokenizer"),
+        load_tokenizer(tmp_path / "tokenizer"),
+    ):
+        assert loaded(texts)["input_ids"] == tokenizer(texts)["input_ids"]
+        assert encode_documents(loaded, texts) == encode_documents(tokenizer, texts)
+        assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
+        assert loaded.model_max_length == 64
+        assert loaded.padding_side == "left"
+
+
+def test_a_program_without_the_package_gets_the_same_ids(tmp_path, bpe):
+    write_tokenizer_files(bpe, tmp_path)
+    text = "def f(x):\n        return '한국어' # <s> 1234"
+    program = (
+        "import json, sys\n"
+        "from transformers import AutoTokenizer\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "print(json.dumps(tokenizer(sys.argv[2])['input_ids']))\n"
+        "assert 'hf_tinyformer' not in sys.modules\n"
+    )
+
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", program, tmp_path, text],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert json.loads(ran.stdout) == bpe(text)["input_ids"]
+
+
+def test_saving_again_after_loading_changes_nothing_and_tells_nothing(tmp_path, bpe):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    write_tokenizer_files(bpe, first)
+
+    loaded = AutoTokenizer.from_pretrained(first)
+    loaded(["a", "b c d"], padding=True, truncation=True, max_length=2)
+    write_tokenizer_files(loaded, second)
+
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (second / name).read_text()
+        assert text == (first / name).read_text()
+        assert str(tmp_path) not in text
+    settings = json.loads((second / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(settings)
+
+
+def test_training_twice_gives_the_same_tokenizer(texts):
+    def train() -> str:
+        config = TokenizerConfig(vocab_size=600)
+        return train_tokenizer(config, texts, sequence_length=8).backend_tokenizer.to_str()
+
+    assert train() == train()
+
+
+def test_ids_equal_those_of_a_plain_python_encoder(tmp_path, bpe, texts):
+    write_tokenizer_files(bpe, tmp_path)
+    plain = PlainBytePairEncoding(tmp_path / "tokenizer.json")
+    sample = [*texts[:60], *adversarial_strings(1_500, seed=3), "a" * 50, " " * 50 + "x"]
+    # The two regex engines know different Unicode versions; unassigned letters may differ.
+    known = [text for text in sample if all(unicodedata.category(c) != "Cn" for c in text)]
+    assert len(known) > 300
+
+    for text, ids in zip(known, documents_inside(bpe, known), strict=True):
+        assert ids == plain.encode(text), repr(text)
+
+
+def test_the_fingerprint_follows_merges_and_frame_but_not_prompts(texts, bpe):
+    def of(**settings) -> str:
+        config = TokenizerConfig(**{"vocab_size": 512, **settings})
+        return tokenizer_fingerprint(train_tokenizer(config, texts, sequence_length=8))
+
+    assert of() == of()
+    assert len({of(), of(vocab_size=300), of(add_bos_token=False), of(add_eos_token=False)}) == 4
+    before = tokenizer_fingerprint(bpe)
+    bpe(["a", "b c"], padding=True, truncation=True, max_length=2)
+    assert tokenizer_fingerprint(bpe) == before
+
+
+def test_a_vocabulary_the_text_cannot_fill_is_said_and_smaller(caplog):
+    with caplog.at_level(logging.WARNING):
+        tokenizer = train_tokenizer(TokenizerConfig(), ["abab"], sequence_length=8)
+
+    # 256 bytes, 3 special tokens, and "ab": the only pair seen twice. "abab" is seen once.
+    assert len(tokenizer) == 260
+    assert "vocab_size is 4096" in caplog.text
+    assert "260 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_training_on_no_text_is_an_error(kind):
+    with pytest.raises(DataError, match="has 0 characters"):
+        train_tokenizer(TokenizerConfig(kind=kind), ["", ""], sequence_length=8)
+
+
+def test_an_error_of_the_corpus_passes_through_training():
+    def broken() -> Iterator[str]:
+        yield "text"
+        raise DataError("a.txt:3 is broken.")
+
+    with pytest.raises(DataError, match=r"^a\.txt:3 is broken\.$"):
+        train_tokenizer(TokenizerConfig(), broken(), sequence_length=8)
+
+
+def test_a_lone_surrogate_is_named_with_its_place():
+    with pytest.raises(DataError, match=r"a\.txt:1 has the lone surrogate U\+D800 at character 2"):
+        check_text("ab\ud800", "a.txt:1")
+    with pytest.raises(DataError, match=r"training text 1 has the lone surrogate"):
+        train_tokenizer(TokenizerConfig(), ["a", "\udfff"], sequence_length=8)
+
+
+def test_a_run_of_spaces_beyond_the_regex_engine_is_an_error():
+    with pytest.raises(DataError, match=r"a\.txt:1 has a run of white space of 5,000,000"):
+        check_text("x" + " " * 5_000_000, "a.txt:1")
+    check_text(" x" * 2_500_000, "a.txt:1")
+
+
+def test_a_vocabulary_too_small_for_the_bytes_is_an_error():
+    with pytest.raises(ConfigError, match=r"vocab_size is 258, but .* needs 259"):
+        TokenizerConfig(vocab_size=258)
+
+
+def test_a_damaged_or_missing_tokenizer_folder_is_named(tmp_path, char):
+    folder = tmp_path / "tokenizer"
+    with pytest.raises(ArtifactError, match=r"tokenizer has no manifest\.json"):
+        load_tokenizer(folder)
+    save_tokenizer(char, folder, facts={})
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('"a": ', '"A": ', 1))
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json does not have the SHA-256"):
+        load_tokenizer(folder)
+
+
+def test_the_folder_says_what_it_was_made_from(tmp_path, char):
+    save_tokenizer(char, tmp_path / "t", facts={"corpus": "texts"})
+
+    facts = json.loads(Path(tmp_path, "t", "manifest.json").read_text())["facts"]
+
+    assert facts == {
+        "corpus": "texts",
+        "vocab_size": len(char),
+        "fingerprint": tokenizer_fingerprint(char),
+    }
