@@ -16,6 +16,9 @@ from torch import Tensor
 from hf_tinyformer.errors import ConfigError, DataError
 from hf_tinyformer.inference.evaluation import evaluation_mode
 
+TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 1.0
+"""How text is sampled unless told otherwise; a model's generation_config.json says the same."""
+
 
 class _WindowStreamer:
     """Joins the streams of several `generate` calls, each of which repeats its prompt, into one."""
@@ -110,9 +113,9 @@ def generate_text(
     prompt: str,
     *,
     max_new_tokens: int = 128,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 0.95,
+    temperature: float = TEMPERATURE,
+    top_k: int = TOP_K,
+    top_p: float = TOP_P,
     seed: int | None = None,
     streamer: Any = None,
 ) -> str:
