@@ -134,10 +134,9 @@ class TrainingBatches:
             without them the model needs no mask but the causal one.
         """
         tokens = torch.from_numpy(self._store.read_rows(starts, self._sequence_length + 1))
-        batch = {
-            "input_ids": tokens[:, :-1].contiguous(),
-            "shift_labels": tokens[:, 1:].contiguous(),
-        }
+        # Copies, not views: of a single row `contiguous` would give two views of the same tokens,
+        # and ignored targets would be written into the inputs.
+        batch = {"input_ids": tokens[:, :-1].clone(), "shift_labels": tokens[:, 1:].clone()}
         if not self._mask_documents:
             return batch
         begins = _boundaries(self._store, starts, self._sequence_length + 1)
