@@ -7,7 +7,6 @@ weights, the optimizers' state and `TrainingState`. A run that was killed and st
 same command therefore ends in the same weights, bit for bit.
 """
 
-import logging
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,11 +19,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from hf_tinyformer.artifacts import hold_folder
-from hf_tinyformer.data.batches import TrainingBatches, validation_batches
+from hf_tinyformer.data.batches import TrainingBatches
 from hf_tinyformer.data.corpus import DataConfig
 from hf_tinyformer.data.tokens import TokenStores
-from hf_tinyformer.errors import ConfigError, TrainingError
-from hf_tinyformer.inference.evaluation import sum_losses, summarize_losses
+from hf_tinyformer.errors import TrainingError
 from hf_tinyformer.inference.generation import generate_text
 from hf_tinyformer.training.checkpoint import (
     TrainingState,
@@ -41,11 +39,11 @@ from hf_tinyformer.training.metrics import MetricsLog, Reporter, without_odd_num
 from hf_tinyformer.training.optimizer import build_optimizers
 from hf_tinyformer.training.processes import Processes
 from hf_tinyformer.training.randomness import derive_seed
+from hf_tinyformer.training.resume import find_start
 from hf_tinyformer.training.rotation import Checkpoints
 from hf_tinyformer.training.step import StepOutcome, StepRunner, split_batch
 from hf_tinyformer.training.trackers import open_tracker
-
-logger = logging.getLogger(__name__)
+from hf_tinyformer.training.validation import evaluate_split
 
 Status = Literal["finished", "early_stopped", "interrupted"]
 
@@ -122,7 +120,10 @@ class _Run:
     def _build_runner(self, resumed_from: Path | None) -> StepRunner:
         model, config, accelerator = self.bare_model, self.config, self.accelerator
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5.16 knows only the older name, 5.23 warns of it.
+            new = hasattr(model, "activation_checkpointing_enable")
+            name = "activation_checkpointing_enable" if new else "gradient_checkpointing_enable"
+            getattr(model, name)({"use_reentrant": False})
         called: Any = torch.compile(model) if config.compile else model
         if accelerator.distributed_type == DistributedType.FSDP:
             # FSDP2 swaps parameters for shards, in the optimizers too.
@@ -252,24 +253,14 @@ class _Run:
 
     def _evaluate(self) -> bool:
         """Evaluate on the whole validation split; say whether this is the best loss so far."""
-        state, store = self.state, self.stores.validation
-        # A sharded model is run by all processes at once, so all of them take every batch.
-        alone = self.processes.shards_model
-        batches = validation_batches(
-            store,
-            sequence_length=self.data.sequence_length,
+        state = self.state
+        evaluation = evaluate_split(
+            self.bare_model,
+            self.stores.validation,
+            data=self.data,
             batch_size=self.runner.micro_batch_size,
-            mask_documents=self.data.mask_documents,
-            rank=0 if alone else self.processes.rank,
-            num_ranks=1 if alone else self.processes.count,
+            accelerator=self.accelerator,
         )
-        loss_sum, num_tokens = sum_losses(
-            self.bare_model, batches, self.processes.device, autocast=self.accelerator.autocast
-        )
-        if not alone:
-            loss_sum, total = self.processes.sum([loss_sum, num_tokens])
-            num_tokens = int(total)
-        evaluation = summarize_losses(loss_sum, num_tokens, store.num_bytes)
         improved = state.best_loss is None or evaluation.loss < state.best_loss
         if improved:
             state.best_step, state.best_loss = state.step, evaluation.loss
@@ -331,44 +322,6 @@ class _Run:
         self._saved_at = time.monotonic()
 
 
-def _find_start(
-    config: TrainConfig, checkpoints: Checkpoints, processes: Processes, reporter: Reporter
-) -> Path | None:
-    """Find the checkpoint to go on from, the same one on every process."""
-    named = config.resume not in ("auto", "never")
-
-    def choose() -> int:
-        if named:
-            return checkpoints.begin_from(Path(config.resume), reporter.on_message)
-        if config.resume == "never":
-            aside = checkpoints.move_aside()
-            if aside is not None:
-                reporter.on_message(f"Older checkpoints were moved to {aside}.")
-            return -1
-        newest = checkpoints.find_newest(reporter.on_message)
-        return -1 if newest is None else int(newest.name.removeprefix("step-"))
-
-    step = processes.main_first(choose, what="find the checkpoint to go on from")
-    if named:
-        return Path(config.resume)
-    return None if step < 0 else checkpoints.path(step)
-
-
-def _check_processes(accelerator: Accelerator) -> None:
-    supported = {
-        DistributedType.NO,
-        DistributedType.MULTI_CPU,
-        DistributedType.MULTI_GPU,
-    }
-    kind = accelerator.distributed_type
-    if kind not in supported and not accelerator.is_fsdp2:
-        raise ConfigError(
-            f"Accelerate is set to {kind}, but only one process, DDP and FSDP2 (fsdp_version: 2) "
-            "are supported. Choose one with `accelerate config` or take a file from "
-            "configs/accelerate/."
-        )
-
-
 def train(
     *,
     model: Any,
@@ -407,7 +360,6 @@ def train(
             another run, or the run's folder is in use.
         TrainingError: If too many steps in a row were not finite.
     """
-    _check_processes(accelerator)
     processes = Processes(accelerator)
     split_batch(config, processes.count)
     checkpoints = Checkpoints(run_dir)
@@ -418,7 +370,7 @@ def train(
             return 0
 
         processes.main_first(hold, what=f"take hold of {run_dir}")
-        resumed_from = _find_start(config, checkpoints, processes, reporter)
+        resumed_from = find_start(config, checkpoints, processes, reporter)
         run = _Run(
             model=model,
             tokenizer=tokenizer,

@@ -7,19 +7,31 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import distributed
 
-from hf_tinyformer.errors import TrainingError
+from hf_tinyformer.errors import ConfigError, TrainingError
+
+_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class Processes:
     """The processes that train together. On one process everything here is free."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        """Take the accelerator that the run was started with."""
+        """Take the accelerator that the run was started with.
+
+        Raises:
+            ConfigError: If it shares the work in a way that the loop does not know.
+        """
+        kind = accelerator.distributed_type
+        if kind not in _SUPPORTED and not accelerator.is_fsdp2:
+            raise ConfigError(
+                f"Accelerate's distributed_type is {kind}, but the loop knows one process, DDP and "
+                "FSDP2 (fsdp_version: 2). Launch with a file from configs/accelerate/."
+            )
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
         self.count: int = accelerator.num_processes
         self.is_main: bool = accelerator.is_main_process
-        self.shards_model: bool = accelerator.distributed_type == DistributedType.FSDP
+        self.shards_model: bool = kind == DistributedType.FSDP
 
     def sum(self, values: Sequence[float | torch.Tensor]) -> list[float]:
         """Add up numbers over all processes, in one message.

@@ -1,0 +1,44 @@
+"""Where a start of a run begins: at its newest whole checkpoint, at a named one, or at step 0."""
+
+from pathlib import Path
+
+from hf_tinyformer.training.config import TrainConfig
+from hf_tinyformer.training.metrics import Reporter
+from hf_tinyformer.training.processes import Processes
+from hf_tinyformer.training.rotation import Checkpoints
+
+
+def find_start(
+    config: TrainConfig, checkpoints: Checkpoints, processes: Processes, reporter: Reporter
+) -> Path | None:
+    """Find the checkpoint to go on from, the same one on every process.
+
+    Args:
+        config: The run's settings; `resume` decides.
+        checkpoints: Those of the run. Ones that stand in the way are moved aside.
+        processes: All of which must call this.
+        reporter: Told of what was damaged or moved.
+
+    Returns:
+        Its folder, or `None` to begin at step 0.
+
+    Raises:
+        ArtifactError: If `config.resume` names a checkpoint that is missing or damaged.
+    """
+    named = config.resume not in ("auto", "never")
+
+    def choose() -> int:
+        if named:
+            return checkpoints.begin_from(Path(config.resume), reporter.on_message)
+        if config.resume == "never":
+            aside = checkpoints.move_aside()
+            if aside is not None:
+                reporter.on_message(f"Older checkpoints were moved to {aside}.")
+            return -1
+        newest = checkpoints.find_newest(reporter.on_message)
+        return -1 if newest is None else int(newest.name.removeprefix("step-"))
+
+    step = processes.main_first(choose, what="find the checkpoint to go on from")
+    if named:
+        return Path(config.resume)
+    return None if step < 0 else checkpoints.path(step)

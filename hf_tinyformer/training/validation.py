@@ -1,0 +1,47 @@
+"""Exact evaluation of a split by all processes of a run together."""
+
+from typing import Any
+
+from accelerate import Accelerator
+
+from hf_tinyformer.data.batches import validation_batches
+from hf_tinyformer.data.corpus import DataConfig
+from hf_tinyformer.data.tokens import TokenStore
+from hf_tinyformer.inference.evaluation import Evaluation, sum_losses, summarize_losses
+from hf_tinyformer.training.processes import Processes
+
+
+def evaluate_split(
+    model: Any,
+    store: TokenStore,
+    *,
+    data: DataConfig,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> Evaluation:
+    """Evaluate a model on every token of a split.
+
+    Args:
+        model: The bare model; its training mode is the same afterwards.
+        store: The split.
+        data: How rows are cut.
+        batch_size: Rows at once on each process; no figure depends on it.
+        accelerator: Device, processes and precision. Every process must call this.
+
+    Returns:
+        The figures, the same on every process.
+    """
+    processes = Processes(accelerator)
+    batches = validation_batches(
+        store,
+        sequence_length=data.sequence_length,
+        batch_size=batch_size,
+        mask_documents=data.mask_documents,
+        rank=processes.rank,
+        num_ranks=processes.count,
+    )
+    loss_sum, num_tokens = sum_losses(
+        model, batches, processes.device, autocast=accelerator.autocast
+    )
+    loss_sum, total = processes.sum([loss_sum, num_tokens])
+    return summarize_losses(loss_sum, int(total), store.num_bytes)

@@ -1,0 +1,124 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hf_tinyformer.training.config import TrainConfig
+from hf_tinyformer.training.muon import Muon
+from hf_tinyformer.training.optimizer import (
+    build_optimizers,
+    hidden_matrix_names,
+    set_learning_rates,
+)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.proj = nn.Linear(4, 4)
+        self.bias_table = nn.Embedding(8, 2)
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.layers = nn.ModuleList([Block(), Block()])
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_muon_takes_the_matrices_inside_blocks_only():
+    assert hidden_matrix_names(Tiny()) == {"layers.0.proj.weight", "layers.1.proj.weight"}
+
+
+def test_every_parameter_has_one_optimizer_and_tied_ones_count_once():
+    model = Tiny()
+    optimizers = build_optimizers(model, TrainConfig())
+
+    owned = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert len(owned) == len({id(p) for p in owned})
+    assert {id(p) for p in owned} == {id(p) for p in model.parameters()}
+    assert [type(o) for o in optimizers] == [Muon, torch.optim.AdamW]
+
+
+def test_adamw_alone_takes_everything():
+    (optimizer,) = build_optimizers(Tiny(), TrainConfig(optimizer="adamw"))
+
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_only_matrices_decay():
+    model = Tiny()
+    names = {id(p): name for name, p in model.named_parameters()}
+    optimizers = build_optimizers(model, TrainConfig(weight_decay=0.3))
+
+    decayed = {
+        names[id(p)]
+        for o in optimizers
+        for group in o.param_groups
+        for p in group["params"]
+        if group["weight_decay"] == 0.3
+    }
+    assert decayed == {n for n, p in model.named_parameters() if p.ndim == 2}
+
+
+def test_frozen_parameters_are_left_out():
+    model = Tiny()
+    model.embed.weight.requires_grad_(False)
+
+    optimizers = build_optimizers(model, TrainConfig())
+
+    owned = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    assert id(model.embed.weight) not in owned
+
+
+def test_rates_follow_the_factor_from_their_own_peaks():
+    optimizers = build_optimizers(Tiny(), TrainConfig(learning_rate=1e-3, muon_learning_rate=0.02))
+
+    set_learning_rates(optimizers, 0.5)
+    set_learning_rates(optimizers, 0.25)
+
+    rates = [{group["lr"] for group in o.param_groups} for o in optimizers]
+    assert rates == [{0.005}, {2.5e-4}]
+
+
+def test_adamw_steps_follow_the_formula():
+    # Loshchilov and Hutter 2019, algorithm 2, written out.
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2, bias=False)
+    config = TrainConfig(learning_rate=0.1, weight_decay=0.2, optimizer="adamw")
+    (optimizer,) = build_optimizers(model, config)
+    weight = model.weight.detach().clone().double()
+    mean = torch.zeros_like(weight)
+    square = torch.zeros_like(weight)
+    for step in range(1, 4):
+        gradient = torch.randn(2, 3)
+        model.weight.grad = gradient.clone()
+        optimizer.step()
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.95 * square + 0.05 * gradient**2
+        weight *= 1 - 0.1 * 0.2
+        corrected = mean / (1 - 0.9**step), square / (1 - 0.95**step)
+        weight -= 0.1 * corrected[0] / (corrected[1].sqrt() + 1e-8)
+
+    torch.testing.assert_close(model.weight.detach().double(), weight, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_copied_model_moves_the_same_way(optimizer):
+    torch.manual_seed(0)
+    model = Tiny()
+    twin = copy.deepcopy(model)
+    for one in (model, twin):
+        optimizers = build_optimizers(one, TrainConfig(optimizer=optimizer))
+        torch.manual_seed(1)
+        for parameter in one.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for each in optimizers:
+            each.step()
+
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other)
