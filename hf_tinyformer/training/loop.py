@@ -31,7 +31,6 @@ from hf_tinyformer.training.checkpoint import (
     model_tensors,
     optimizer_tensors,
     read_state,
-    write_checkpoint,
 )
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.interruption import Interruption
@@ -307,15 +306,13 @@ class _Run:
         def write() -> int:
             assert self.log is not None
             self.log.sync()
-            if not self.checkpoints.holds(state.step):
-                write_checkpoint(
-                    self.checkpoints.path(state.step),
-                    weights=weights,
-                    optimizer_state=optimizer_state,
-                    state=state,
-                    identity=self.identity,
-                )
-            self.checkpoints.prune(self.config.keep_last)
+            self.checkpoints.save(
+                state,
+                weights=weights,
+                optimizer_state=optimizer_state,
+                identity=self.identity,
+                keep_last=self.config.keep_last,
+            )
             return 0
 
         self.processes.main_first(write, what=f"write the checkpoint of step {state.step}")

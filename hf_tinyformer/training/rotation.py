@@ -7,12 +7,20 @@ artifacts.py).
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from hf_tinyformer.artifacts import clean_folder, read_manifest, remove_folder
 from hf_tinyformer.errors import ArtifactError
-from hf_tinyformer.training.checkpoint import KIND, verify_checkpoint
+from hf_tinyformer.training.checkpoint import (
+    KIND,
+    TrainingState,
+    verify_checkpoint,
+    write_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +86,41 @@ class Checkpoints:
             return False
         return True
 
-    def holds(self, step: int) -> bool:
-        """Say whether a whole checkpoint of a step is there; a damaged one is set aside."""
-        return self.path(step).exists() and self._is_whole(step, logger.warning)
+    def save(
+        self,
+        state: TrainingState,
+        *,
+        weights: Mapping[str, Tensor],
+        optimizer_state: Mapping[str, Tensor],
+        identity: Mapping[str, Any],
+        keep_last: int,
+    ) -> None:
+        """Write the checkpoint of a step, read it back, and only then delete what is too old.
+
+        A whole checkpoint of the step that is there already is kept: it holds the same.
+
+        Args:
+            state: Where the run stands.
+            weights: See `write_checkpoint`.
+            optimizer_state: See `write_checkpoint`.
+            identity: What makes the run this run.
+            keep_last: How many of the newest to keep, see `prune`.
+
+        Raises:
+            TrainingError: If a tensor holds a number that is not finite.
+            ArtifactError: If the disk does not take it or gives back something else.
+        """
+        path = self.path(state.step)
+        if not (path.exists() and self._is_whole(state.step, logger.warning)):
+            write_checkpoint(
+                path,
+                weights=weights,
+                optimizer_state=optimizer_state,
+                state=state,
+                identity=identity,
+            )
+            verify_checkpoint(path)
+        self.prune(keep_last)
 
     def prune(self, keep_last: int) -> None:
         """Delete all but the newest checkpoints and the best ones that those speak of.
