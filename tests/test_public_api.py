@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_models import tiny_config
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -14,7 +15,6 @@ from transformers import (
 )
 
 import hf_tinyformer
-from tiny_models import tiny_config
 
 
 def test_the_public_names_are_these():

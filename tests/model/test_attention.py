@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from tiny_models import random_tokens, tiny_config, tiny_model
 
 from hf_tinyformer.model.attention import (
     TinyFormerAttention,
     eager_attention_forward,
     repeat_key_value,
 )
-from tiny_models import random_tokens, tiny_config, tiny_model
 
 
 def attention(**changes):

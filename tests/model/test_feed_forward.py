@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from tiny_models import tiny_config
 
 from hf_tinyformer.model.configuration_tinyformer import default_intermediate_size
 from hf_tinyformer.model.feed_forward import TinyFormerGatedMLP, TinyFormerMLP, gelu, squared_relu
-from tiny_models import tiny_config
 
 
 def test_gelu_is_the_tanh_form():

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from reference import transformer as reference
+from tiny_models import tiny_config
 
 from hf_tinyformer.model.positions import (
     TinyFormerRotaryEmbedding,
@@ -13,8 +15,6 @@ from hf_tinyformer.model.positions import (
     rotate_half,
     sinusoidal_positions,
 )
-from reference import transformer as reference
-from tiny_models import tiny_config
 
 
 def test_sinusoidal_row_matches_the_formula_worked_by_hand():

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from reference import transformer as reference
 from tiny_models import EVERY_KIND, EVERY_NAME, random_tokens, tiny_model
 
