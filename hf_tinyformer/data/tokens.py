@@ -37,8 +37,11 @@ _BYTES_AT_ONCE = 4 << 20
 
 _DOCUMENTS_AT_ONCE = 1 << 16
 
-_LARGEST_DOCUMENT = (1 << 31) - 1024
+_LARGEST_DOCUMENT = (1 << 31) - (1 << 24)
 """UTF-8 bytes of one document: Arrow counts a batch's tokens in 32 bits."""
+
+_TOKENS_A_BATCH = 1 << 22
+"""Ids in one record batch: large, since opening a store reads the head of each."""
 
 _TOKENS_A_FILE = 1 << 29
 """1 GiB of 16-bit ids; then the next file begins, so that any tool can carry the files."""
@@ -66,13 +69,21 @@ class _SplitWriter:
         self._names: list[str] = []
         self._tokens_in_file = 0
         self._writer: Any = None
+        self._waiting: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
         self._ids_hash = hashlib.sha256()
         self._rows_hash = hashlib.sha256()
 
     def append(self, flat: NDArray[Any], lengths: NDArray[Any], num_bytes: NDArray[Any]) -> None:
-        """Write some documents as one record batch."""
+        """Take some documents: their ids end to end, and how many ids and bytes each has."""
+        self._waiting.append((flat, lengths, num_bytes))
+        if sum(len(ids) for ids, _, _ in self._waiting) >= _TOKENS_A_BATCH:
+            self._write_batch()
+
+    def _write_batch(self) -> None:
         import pyarrow as pa
 
+        flat, lengths, num_bytes = map(np.concatenate, zip(*self._waiting, strict=True))
+        self._waiting.clear()
         if self._writer is None or self._tokens_in_file + len(flat) > _TOKENS_A_FILE:
             self._open_next_file()
         offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
@@ -100,6 +111,8 @@ class _SplitWriter:
         """Finish the files, add what `load_from_disk` looks for, and return the content's hash."""
         from datasets import DatasetInfo
 
+        if self._waiting:
+            self._write_batch()
         if self._writer is None:
             self._open_next_file()
         self._writer.finalize()
