@@ -4,10 +4,13 @@ The classes are the installed packages'. Code that lies in a checkpoint is never
 weights are read from safetensors only, since unpickling a file runs whatever it says.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from hf_tinyformer.errors import ArtifactError
 
@@ -36,6 +39,25 @@ def _find(checkpoint: str | Path, revision: str | None) -> Path:
     )
 
 
+def _require(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise ArtifactError(
+            f"{folder} has no {name}, but a model's folder has one. "
+            "Point to a folder such as runs/demo/final."
+        )
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise ArtifactError(
+            f"{folder} cannot be loaded: {reason}. Point to another folder or make this one again."
+        ) from None
+
+
 def load_checkpoint(
     checkpoint: str | Path,
     *,
@@ -57,24 +79,34 @@ def load_checkpoint(
     Raises:
         ArtifactError: If there is no such checkpoint, or it cannot be loaded as safe files.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     folder = _find(checkpoint, revision)
-    for needed in ("config.json", "tokenizer_config.json"):
-        if not (folder / needed).is_file():
-            raise ArtifactError(
-                f"{folder} has no {needed}, but a model's folder has one. "
-                "Point to a folder such as runs/demo/final."
-            )
-    try:
+    _require(folder, "config.json")
+    with _one_line(folder):
         # False, not unset: unset asks on the terminal whether to run the checkpoint's code.
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise ArtifactError(
-            f"{folder} cannot be loaded: {reason}. Point to another folder or make this one again."
-        ) from None
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval(), load_tokenizer_of(folder)
+
+
+def load_tokenizer_of(checkpoint: str | Path, *, revision: str | None = None) -> Any:
+    """Load the tokenizer of a model, or the one that a run trained.
+
+    Args:
+        checkpoint: A folder such as `runs/demo/final` or `runs/demo/tokenizer`, or an id on the
+            Hub.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        ArtifactError: If there is none, or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    folder = _find(checkpoint, revision)
+    _require(folder, "tokenizer_config.json")
+    with _one_line(folder):
+        if not (folder / "config.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

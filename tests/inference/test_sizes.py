@@ -3,6 +3,7 @@ import json
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
+from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
 from hf_tinyformer.errors import ArtifactError
 from hf_tinyformer.inference.sizes import format_bytes, measure_sizes, read_model_config
 
@@ -92,3 +93,31 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
         read_model_config(str(tmp_path))
 
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("scheme", ["rope", "learned", "sinusoidal", "alibi", "relative", "none"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_parts_of_our_model_add_up_to_all_of_it(scheme, tied):
+    config = TinyFormerConfig(
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        position_embedding_type=scheme,
+        tie_word_embeddings=tied,
+        attention_bias=True,
+    )
+
+    sizes = measure_sizes(config)
+
+    model = TinyFormerForCausalLM(config)
+    assert sizes.num_parameters == sum(p.numel() for p in model.parameters())
+    assert sizes.parameters["token embeddings"] == 3200
+    assert sizes.parameters["head"] == (0 if tied else 3200)
+    # A learned table of 16 x 32, or T5's 32 buckets for each of 4 heads.
+    assert sizes.parameters["positions"] == {"learned": 512, "relative": 128}.get(scheme, 0)
+    # Five norms of the residual stream; in each layer one of the queries and one of the keys.
+    assert sizes.parameters["norms"] == 5 * 32 + 2 * 2 * 8
+    assert sizes.parameters["attention"] == 2 * (2 * 32 * 32 + 2 * 32 * 16 + 2 * 32 + 2 * 16)

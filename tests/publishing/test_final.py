@@ -81,6 +81,7 @@ def test_with_the_package_every_auto_class_gives_the_same_numbers(final_dir, mod
     assert loaded_tokenizer("def read")["input_ids"] == tokenizer("def read")["input_ids"]
 
 
+@pytest.mark.slow
 def test_without_the_package_the_folder_gives_the_same_numbers(
     final_dir, model, tokenizer, tmp_path
 ):

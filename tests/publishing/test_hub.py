@@ -396,6 +396,7 @@ def test_a_model_that_is_not_there_is_one_line(server, tmp_path):
         pull_folder("me/none", tmp_path / "none", endpoint=server.endpoint)
 
 
+@pytest.mark.slow
 def test_a_program_loads_what_was_pushed_by_its_id(server, folder, model, tmp_path):
     push(server, folder)
     commit = server.repos["me/tiny"].branches["main"]

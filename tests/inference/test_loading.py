@@ -1,0 +1,121 @@
+import json
+import pickle
+
+import pytest
+import torch
+
+from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
+from hf_tinyformer.errors import ArtifactError
+from hf_tinyformer.inference.loading import load_checkpoint, load_tokenizer_of
+
+IDS = torch.arange(3, 20)[None]
+
+
+@pytest.fixture
+def checkpoint(tmp_path, byte_tokenizer):
+    """A saved TinyFormer with its tokenizer."""
+    config = TinyFormerConfig(
+        vocab_size=259,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    model = TinyFormerForCausalLM(config)
+    folder = tmp_path / "final"
+    model.save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    return folder, model.eval()
+
+
+def test_our_model_comes_back_with_its_tokenizer(checkpoint, byte_tokenizer):
+    folder, model = checkpoint
+
+    loaded, tokenizer = load_checkpoint(str(folder))
+
+    assert type(loaded) is TinyFormerForCausalLM
+    assert not loaded.training
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    assert tokenizer("a</s>")["input_ids"] == byte_tokenizer("a</s>")["input_ids"]
+
+
+def test_a_stock_model_loads_too(tiny_llama, byte_tokenizer, tmp_path):
+    tiny_llama.save_pretrained(tmp_path)
+    byte_tokenizer.save_pretrained(tmp_path)
+
+    loaded, _ = load_checkpoint(tmp_path, dtype=torch.bfloat16)
+
+    assert type(loaded) is type(tiny_llama)
+    assert loaded.dtype == torch.bfloat16
+
+
+def test_a_tokenizer_alone_loads(byte_tokenizer, tmp_path):
+    byte_tokenizer.save_pretrained(tmp_path)
+
+    assert load_tokenizer_of(tmp_path)("ab")["input_ids"] == byte_tokenizer("ab")["input_ids"]
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json"])
+def test_a_folder_that_lacks_a_file_is_named(checkpoint, missing):
+    folder, _ = checkpoint
+    (folder / missing).unlink()
+
+    with pytest.raises(ArtifactError, match=f"has no {missing}"):
+        load_checkpoint(folder)
+
+
+def test_a_name_that_is_nowhere_is_one_line():
+    # The tests run offline, as a machine without a network does.
+    with pytest.raises(
+        ArtifactError, match="me/none is no folder here, and not to be had"
+    ) as error:
+        load_checkpoint("me/none")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ArtifactError, match=r"runs/none/final is no folder.*not of the form"):
+        load_checkpoint("runs/none/final")
+
+
+def test_pickled_weights_are_not_read(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    canary = tmp_path / "canary"
+
+    class Malicious:
+        def __reduce__(self):
+            return open, (str(canary), "w")
+
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Malicious()}))
+
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        load_checkpoint(folder)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "pickle"])
+def test_damaged_weights_are_one_line(checkpoint, damage):
+    folder, _ = checkpoint
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else pickle.dumps([1, 2]))
+
+    with pytest.raises(ArtifactError, match="cannot be loaded") as error:
+        load_checkpoint(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    canary = tmp_path / "canary"
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "other"
+    config["auto_map"] = {
+        "AutoConfig": "evil.Config",
+        "AutoModelForCausalLM": "evil.Model",
+    }
+    config["trust_remote_code"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')")
+
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        load_checkpoint(folder)
+    assert not canary.exists()
