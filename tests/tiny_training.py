@@ -60,7 +60,7 @@ class Room:
             "save_every_steps": 2,
             "save_every_minutes": None,
             "sample_tokens": 0,
-            "mixed_precision": "no",
+            "mixed_precision": "fp32",
         }
         return TrainConfig(**(quick | settings))
 

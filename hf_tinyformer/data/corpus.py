@@ -200,7 +200,20 @@ def _read_dataset(config: DataConfig) -> Iterator[Document]:
         row += table.num_rows
 
 
-def _read_files(key: str, patterns: Sequence[str], text_field: str) -> Iterator[Document]:
+def read_files(key: str, patterns: Sequence[str], text_field: str) -> Iterator[Document]:
+    """Read the documents of files, in the order of their names.
+
+    Args:
+        key: The setting or option that names them, for messages.
+        patterns: Globs, as in `DataConfig.files`.
+        text_field: Field or column that holds the text.
+
+    Yields:
+        Documents, one after another.
+
+    Raises:
+        DataError: If a glob matches nothing, or a file cannot be read as text.
+    """
     for file in _list_files(key, patterns):
         yield from read_file(file, text_field)
 
@@ -210,7 +223,7 @@ def _read_corpus(config: DataConfig) -> Iterator[Document]:
         return _read_standard_library()
     if config.dataset is not None:
         return _read_dataset(config)
-    return _read_files("data.files", config.files, config.text_field)
+    return read_files("data.files", config.files, config.text_field)
 
 
 def _falls_into_validation(text: str, fraction: float) -> bool:
@@ -254,7 +267,7 @@ def _split_tail(config: DataConfig, split: Split) -> Iterator[Document]:
 def _choose(config: DataConfig, split: Split) -> Iterator[Document]:
     if config.validation_files and split == "validation":
         key = "data.validation_files"
-        return _read_files(key, config.validation_files, config.text_field)
+        return read_files(key, config.validation_files, config.text_field)
     if config.validation_files:
         return _read_corpus(config)
     if config.validation_split == "tail":

@@ -60,8 +60,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm. 0 leaves them as they are."""
 
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 on CUDA and on CPUs with AMX, else float32. Weights stay float32."""
+    mixed_precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 on CUDA and on CPUs with AMX, else fp32. Weights stay float32."""
 
     compile: bool = False
     """Compile the model with torch.compile: slow to start, faster afterwards."""

@@ -240,7 +240,7 @@ class _Run:
                 f"finite; start again with a lower train.learning_rate "
                 f"({config.learning_rate}) or train.muon_learning_rate "
                 f"({config.muon_learning_rate}), a longer train.warmup_steps "
-                f"({config.warmup_steps}) or train.mixed_precision=no."
+                f"({config.warmup_steps}) or train.mixed_precision=fp32."
             )
         if self.processes.is_main:
             self.reporter.on_message(f"Step {state.step} was skipped: {found}.")

@@ -32,7 +32,7 @@ def supports_bf16_matmul(device: torch.device) -> bool:
 
 
 def choose_precision(
-    setting: Literal["auto", "no", "bf16", "fp16"], device: torch.device
+    setting: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
 ) -> Literal["no", "bf16", "fp16"]:
     """Turn `train.mixed_precision` into the format to compute in.
 
@@ -41,7 +41,7 @@ def choose_precision(
         device: Where training runs.
 
     Returns:
-        `setting` itself, or for `auto` bf16 where it is fast, else `no`.
+        Accelerate's name of it: `no` is float32. For `auto` bf16 where it is fast, else `no`.
 
     Raises:
         ConfigError: If fp16 is asked for on a CPU.
@@ -51,6 +51,8 @@ def choose_precision(
             "train.mixed_precision is fp16, but the device is a cpu, where float16 is not trained "
             "in. Set it to auto."
         )
+    if setting == "fp32":
+        return "no"
     if setting != "auto":
         return setting
     return "bf16" if supports_bf16_matmul(device) else "no"

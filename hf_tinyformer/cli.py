@@ -1,0 +1,316 @@
+"""The command line: `tinyformer STAGE ...`. With train.py, the only place that prints or exits."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from hf_tinyformer.errors import ConfigError, TinyFormerError
+
+INTERRUPTED = 75
+"""Exit status of a run that was stopped and can go on (EX_TEMPFAIL of sysexits.h)."""
+
+console = Console()
+app = typer.Typer(
+    help="From raw text to a Hugging Face model that AutoModel loads.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+tokenizer_app = typer.Typer(help="Train a tokenizer, or see how it cuts.", no_args_is_help=True)
+app.add_typer(tokenizer_app, name="tokenizer")
+
+ConfigArgument = Annotated[Path, typer.Argument(help="YAML file, such as configs/demo.yaml.")]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE...", help="Settings over the file's, train.max_steps=500."),
+]
+CheckpointArgument = Annotated[
+    str, typer.Argument(help="Folder of a model, such as runs/demo/final, or an id on the Hub.")
+]
+
+
+def _say(text: str) -> None:
+    """Print plain words: nothing in them is markup, and no control character reaches the screen."""
+    printable = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    console.print(Text(printable))
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _start_logging() -> None:
+    level = logging.INFO if _is_main_process() else logging.ERROR
+    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    package = logging.getLogger("hf_tinyformer")
+    package.handlers = [handler]
+    package.setLevel(level)
+    package.propagate = False
+
+
+def _load_checkpoint(checkpoint: str, device: str | None = None) -> tuple[Any, Any]:
+    import torch
+
+    from hf_tinyformer.inference.loading import load_checkpoint
+
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_checkpoint(checkpoint, device=chosen)
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print every setting with its meaning, and stop.")
+    ] = False,
+) -> None:
+    """Train a model from raw text: tokenizer, tokens, training, final folder.
+
+    The same command goes on where the last one stopped. Ctrl-C writes a checkpoint first.
+    """
+    from hf_tinyformer.run_config import explain, load_run_config
+
+    run_config = load_run_config(config, overrides or ())
+    if show:
+        print(explain(run_config), end="")
+        return
+    from hf_tinyformer.pipeline import run_pipeline
+    from hf_tinyformer.progress import TrainingDisplay
+
+    with TrainingDisplay(console, quiet=not _is_main_process()) as display:
+        result = run_pipeline(run_config, reporter=display)
+    if not _is_main_process():
+        raise typer.Exit(0 if result.final_dir else INTERRUPTED)
+    if result.final_dir is None:
+        _say(
+            f"Stopped after step {result.training.step}; {result.training.checkpoint} holds it. "
+            "Run the same command to go on."
+        )
+        raise typer.Exit(INTERRUPTED)
+    _say(f"The model is in {result.final_dir}. Try: tinyformer generate {result.final_dir}")
+
+
+@tokenizer_app.command("train")
+def train_tokenizer_only(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; the run's own tokenizer/ if left out.")
+    ] = None,
+) -> None:
+    """Train only the tokenizer of a run."""
+    from hf_tinyformer.pipeline import prepare_tokenizer
+    from hf_tinyformer.run_config import load_run_config
+
+    run_config = load_run_config(config, overrides or ())
+    folder = output or run_config.run_dir / "tokenizer"
+    tokenizer = prepare_tokenizer(run_config, folder)
+    _say(f"{folder} holds a tokenizer of {len(tokenizer)} tokens.")
+
+
+@tokenizer_app.command("show")
+def show_tokenizer(
+    folder: Annotated[str, typer.Argument(help="Folder of a tokenizer or a model.")],
+    text: Annotated[str, typer.Argument(help="Text to cut.")],
+) -> None:
+    """Show how a tokenizer cuts a text, and that the pieces give the text back."""
+    from hf_tinyformer.data.tokenizer import show_tokens
+    from hf_tinyformer.inference.loading import load_tokenizer_of
+
+    pieces = show_tokens(load_tokenizer_of(folder), text)
+    colours = ("black on cyan", "black on yellow", "black on green", "black on magenta")
+    line = Text()
+    for index, (_, piece) in enumerate(pieces):
+        line.append(piece.replace("\n", "\u21b5\n"), style=colours[index % len(colours)])
+    console.print(line)
+    table = Table("id", "piece")
+    for token_id, piece in pieces:
+        table.add_row(str(token_id), Text(repr(piece)))
+    console.print(table)
+    num_bytes = len(text.encode("utf-8", "surrogatepass"))
+    _say(f"{len(pieces)} tokens, {num_bytes / max(1, len(pieces)):.2f} bytes a token")
+
+
+@app.command()
+def evaluate(
+    checkpoint: CheckpointArgument,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Glob of texts to score; may be given repeatedly.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Field of .jsonl and .parquet files.")] = "text",
+    blimp: Annotated[Path | None, typer.Option(help="BLiMP as .jsonl.")] = None,
+    lambada: Annotated[Path | None, typer.Option(help="LAMBADA as .jsonl.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows scored at once.")] = 32,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON only.")] = False,
+) -> None:
+    """Score a model: loss, perplexity and bits per byte on any text; BLiMP; LAMBADA."""
+    from hf_tinyformer.progress import counting_bar
+
+    if not (text or blimp or lambada):
+        raise ConfigError("there is nothing to score. Give --text, --blimp or --lambada.")
+    model, tokenizer = _load_checkpoint(checkpoint, device)
+    figures: dict[str, Any] = {}
+    with counting_bar(console, quiet=as_json) as on_progress:
+        if text:
+            from hf_tinyformer.data.corpus import read_files
+            from hf_tinyformer.inference.scoring import evaluate_texts
+
+            texts = (document.text for document in read_files("--text", text, text_field))
+            figures["text"] = evaluate_texts(
+                model, tokenizer, texts, batch_size=batch_size, on_progress=on_progress
+            )
+        if blimp:
+            from hf_tinyformer.inference.benchmarks import evaluate_blimp
+
+            figures["blimp"] = evaluate_blimp(
+                model, tokenizer, blimp, batch_size=batch_size, on_progress=on_progress
+            )
+        if lambada:
+            from hf_tinyformer.inference.benchmarks import evaluate_lambada
+
+            figures["lambada"] = evaluate_lambada(
+                model, tokenizer, lambada, batch_size=batch_size, on_progress=on_progress
+            )
+    _show_figures(figures, as_json=as_json)
+
+
+def _show_figures(figures: dict[str, Any], *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    plain = {name: asdict(value) for name, value in figures.items()}
+    if as_json:
+        print(json.dumps(plain, indent=2, ensure_ascii=False))
+        return
+    table = Table("what", "figure", "value")
+    for name, values in plain.items():
+        for key, value in values.items():
+            for label, number in value.items() if isinstance(value, dict) else [("", value)]:
+                shown = f"{number:.4f}" if isinstance(number, float) else f"{number:,}"
+                table.add_row(Text(name), Text(f"{key} {label}".strip()), Text(shown))
+    console.print(table)
+
+
+@app.command()
+def generate(
+    checkpoint: CheckpointArgument,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 100,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from the K likeliest; 0: all.")] = 50,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest that sum to P.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if left out.")] = None,
+) -> None:
+    """Continue a text, word by word as it comes."""
+    from transformers import TextStreamer
+
+    from hf_tinyformer.inference.generation import generate_text
+
+    model, tokenizer = _load_checkpoint(checkpoint, device)
+    generate_text(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+    )
+
+
+@app.command()
+def info(
+    source: Annotated[str, typer.Argument(help="YAML file of a run, or folder of a model.")],
+    overrides: OverridesArgument = None,
+) -> None:
+    """Show a model's parameters by part, its FLOPs per token and its memory."""
+    from hf_tinyformer.inference.sizes import measure_sizes, read_model_config
+    from hf_tinyformer.run_config import build_model_config, load_run_config
+
+    if source.endswith((".yaml", ".yml")):
+        run_config = load_run_config(Path(source), overrides or ())
+        model_config = build_model_config(run_config, vocab_size=run_config.tokenizer.vocab_size)
+    else:
+        model_config = read_model_config(source)
+    table = Table("", "", title=Text(source))
+    for label, value in measure_sizes(model_config).rows():
+        table.add_row(label, Text(value, justify="right"))
+    console.print(table)
+
+
+@app.command()
+def push(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a model, runs/demo/final.")],
+    repo_id: Annotated[str, typer.Argument(help="USER/NAME on the Hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Anyone may see it.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; the main one if left out.")] = None,
+    message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload model",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Send a model to the Hub in one commit, private unless you say otherwise."""
+    from hf_tinyformer.publishing.hub import push_folder
+
+    def confirm(files: list[tuple[str, int]]) -> bool:
+        for name, size in files:
+            _say(f"{size:>14,}  {name}")
+        visibility = "public" if public else "private"
+        return yes or typer.confirm(f"Send these to {repo_id} ({visibility})?")
+
+    url = push_folder(
+        checkpoint,
+        repo_id,
+        private=not public,
+        revision=revision,
+        message=message,
+        confirm=confirm,
+    )
+    _say(f"{url}" if url else "Nothing was sent.")
+
+
+@app.command()
+def pull(
+    repo_id: Annotated[str, typer.Argument(help="USER/NAME on the Hub.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+) -> None:
+    """Bring a model from the Hub into a folder."""
+    from hf_tinyformer.publishing.hub import pull_folder
+
+    pull_folder(repo_id, folder, revision=revision)
+    _say(f"{repo_id} is in {folder}.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; an error the user can put right is one line and exit status 2."""
+    _start_logging()
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="tinyformer")
+    except TinyFormerError as error:
+        _fail(str(error))
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        _fail(f"{name}{error.strerror or error}. Check the path, its permissions and free space.")
+
+
+def _fail(message: str) -> None:
+    if _is_main_process():
+        print(f"tinyformer: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)

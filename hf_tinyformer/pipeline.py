@@ -1,0 +1,345 @@
+"""The whole walk in order: text, tokenizer, tokens, training, final folder.
+
+A stage whose folder already holds the same inputs is skipped, so the same command goes on where the
+last one stopped, whatever stopped it.
+"""
+
+import logging
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import PreTrainedTokenizerFast
+
+from hf_tinyformer.artifacts import fingerprint, read_manifest, write_text
+from hf_tinyformer.data.corpus import DataConfig, describe_inputs, iterate_documents
+from hf_tinyformer.data.tokenizer import (
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+)
+from hf_tinyformer.data.tokens import TokenStores, open_token_store, write_token_store
+from hf_tinyformer.errors import ArtifactError
+from hf_tinyformer.inference.evaluation import Evaluation
+from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
+from hf_tinyformer.publishing.card import (
+    CardFacts,
+    SplitFacts,
+    TrainingFacts,
+    describe_hardware,
+)
+from hf_tinyformer.publishing.final import write_final
+from hf_tinyformer.run_config import RunConfig, build_model_config, model_keys, to_yaml
+from hf_tinyformer.training.checkpoint import load_weights, verify_checkpoint
+from hf_tinyformer.training.config import TrainConfig
+from hf_tinyformer.training.loop import TrainingResult, train
+from hf_tinyformer.training.metrics import FIGURE_NAME, Reporter
+from hf_tinyformer.training.precision import build_accelerator
+from hf_tinyformer.training.processes import Processes
+from hf_tinyformer.training.step import split_batch
+from hf_tinyformer.training.validation import evaluate_split
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind."""
+
+    training: TrainingResult
+    final_dir: Path | None
+    """The folder to load, or `None` if the run was interrupted."""
+
+
+def _holds(folder: Path, *, kind: str, inputs: str) -> bool:
+    """Tell whether a stage's folder was made whole from just these inputs."""
+    if not folder.exists():
+        return False
+    try:
+        return bool(read_manifest(folder, kind=kind).get("inputs") == inputs)
+    except ArtifactError as error:
+        logger.warning("%s It is made again.", error)
+        return False
+
+
+def prepare_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerFast:
+    """Train the run's tokenizer, unless `folder` holds it already.
+
+    Args:
+        config: The run.
+        folder: The tokenizer's folder, usually `<run_dir>/tokenizer`.
+
+    Returns:
+        The tokenizer, as read back from `folder`.
+    """
+    inputs = fingerprint([describe_inputs(config.data), asdict(config.tokenizer)])
+    if not _holds(folder, kind="tokenizer", inputs=inputs):
+        logger.info("training the tokenizer")
+        texts = (document.text for document in iterate_documents(config.data, "train"))
+        tokenizer = train_tokenizer(
+            config.tokenizer, texts, sequence_length=config.data.sequence_length
+        )
+        save_tokenizer(tokenizer, folder, facts={"inputs": inputs})
+    return load_tokenizer(folder)
+
+
+def prepare_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> TokenStores:
+    """Cut the run's text into tokens, unless `<run_dir>/tokens` holds them already.
+
+    Args:
+        config: The run.
+        tokenizer: What cuts.
+
+    Returns:
+        Both splits, open for reading.
+    """
+    folder = config.run_dir / "tokens"
+    inputs = fingerprint([describe_inputs(config.data), tokenizer_fingerprint(tokenizer)])
+    if not _holds(folder, kind="tokens", inputs=inputs):
+        logger.info("cutting the text into tokens")
+        write_token_store(
+            folder,
+            tokenizer=tokenizer,
+            documents={
+                split: iterate_documents(config.data, split) for split in ("train", "validation")
+            },
+            facts={"inputs": inputs},
+        )
+    return open_token_store(folder)
+
+
+def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> TinyFormerForCausalLM:
+    """Make the run's model with fresh weights, the same for the same seed on every device.
+
+    Args:
+        config: The run.
+        tokenizer: Gives the vocabulary's size and the special tokens' ids.
+
+    Returns:
+        The model, float32, on the CPU.
+    """
+    model_config = build_model_config(config, vocab_size=len(tokenizer), tokenizer=tokenizer)
+    set_seed(config.seed)
+    return TinyFormerForCausalLM(model_config)
+
+
+def _identity(
+    config: RunConfig, model: TinyFormerForCausalLM, tokenizer: Any, stores: TokenStores
+) -> dict[str, Any]:
+    """What must not change between two starts of a run, by the keys that the user would set."""
+    model_settings = model.config.to_dict()
+    return {
+        "seed": config.seed,
+        "data": {
+            "sequence_length": config.data.sequence_length,
+            "mask_documents": config.data.mask_documents,
+            "tokens": stores.fingerprint,
+        },
+        "tokenizer": {"fingerprint": tokenizer_fingerprint(tokenizer)},
+        "model": {key: model_settings[key] for key in model_keys()},
+        "train": {
+            "global_batch_size": config.train.global_batch_size,
+            "optimizer": config.train.optimizer,
+        },
+    }
+
+
+def _describe_corpus(data: DataConfig) -> str:
+    if data.builtin:
+        return f"{data.builtin} (the standard library of Python {platform.python_version()})"
+    if data.dataset:
+        parts = [data.dataset, data.dataset_config, data.dataset_split]
+        return ", ".join(part for part in parts if part)
+    # Names only: where they lay is nobody's business.
+    return ", ".join(Path(pattern).name for pattern in data.files)
+
+
+def _describe_split(data: DataConfig) -> str:
+    if data.validation_files:
+        names = ", ".join(Path(pattern).name for pattern in data.validation_files)
+        return f"Validation texts are files of their own: {names}."
+    share = f"{data.validation_fraction:.3g} of the corpus"
+    if data.validation_split == "tail":
+        return f"Validation is the last {share}."
+    return f"Validation is about {share}, whole documents chosen by the hash of their text."
+
+
+def _describe_optimizer(train_config: TrainConfig) -> tuple[str, str]:
+    """Say in words how weights moved and how fast."""
+    adamw = (
+        f"AdamW, learning rate {train_config.learning_rate:g}, "
+        f"betas {train_config.adam_beta1:g} and {train_config.adam_beta2:g}"
+    )
+    decay = f"weight decay {train_config.weight_decay:g} on matrices"
+    optimizer = f"{adamw}, {decay}"
+    if train_config.optimizer == "muon":
+        muon = f"Muon, learning rate {train_config.muon_learning_rate:g}, for matrices in blocks"
+        optimizer = f"{muon}; {adamw}, for the rest; {decay}"
+    schedule = f"{train_config.warmup_steps} steps of warm-up, then "
+    if train_config.schedule == "cosine":
+        schedule += "a cosine"
+    else:
+        schedule += f"level, then linear over the last {train_config.decay_fraction:.0%}"
+    return optimizer, f"{schedule}, to {train_config.min_learning_rate_ratio:g} of the peak"
+
+
+def _card_facts(
+    config: RunConfig,
+    stores: TokenStores,
+    result: TrainingResult,
+    *,
+    weights_step: int,
+    evaluation: Evaluation,
+    accelerator: Accelerator,
+) -> CardFacts:
+    data = config.data
+    optimizer, schedule = _describe_optimizer(config.train)
+    precision = accelerator.mixed_precision
+    is_hub_id = data.dataset is not None and not Path(data.dataset).exists()
+    return CardFacts(
+        name=config.name,
+        corpus=_describe_corpus(data),
+        splits={
+            name: SplitFacts(
+                num_documents=store.num_documents,
+                num_bytes=store.num_bytes,
+                num_tokens=store.num_tokens,
+            )
+            for name, store in (("train", stores.train), ("validation", stores.validation))
+        },
+        split_rule=_describe_split(data),
+        training=TrainingFacts(
+            steps=result.step,
+            weights_step=weights_step,
+            tokens_seen=result.tokens_seen,
+            seconds=result.seconds,
+            global_batch_size=config.train.global_batch_size,
+            sequence_length=data.sequence_length,
+            optimizer=optimizer,
+            schedule=schedule,
+            precision="float32" if precision == "no" else f"{precision} with float32 weights",
+            hardware=describe_hardware(accelerator.device),
+            seed=config.seed,
+        ),
+        evaluation=evaluation,
+        run_config=to_yaml(config),
+        sample_prompt=config.train.sample_prompt,
+        languages=["code"] if data.builtin else [],
+        datasets=[str(data.dataset)] if is_hub_id else [],
+    )
+
+
+def finish(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    stores: TokenStores,
+    result: TrainingResult,
+    accelerator: Accelerator,
+) -> Path:
+    """Write `<run_dir>/final` from the run's best or last checkpoint, unless it is there already.
+
+    Call it on every process: they share the evaluation that the card reports.
+
+    Args:
+        config: The run.
+        tokenizer: The run's tokenizer.
+        stores: The run's tokens.
+        result: Where training ended.
+        accelerator: Device and processes.
+
+    Returns:
+        The final folder.
+    """
+    folder = config.run_dir / "final"
+    best = config.train.final_weights == "best"
+    checkpoint = result.best_checkpoint if best else result.checkpoint
+    inputs = fingerprint([result.step, checkpoint.name, to_yaml(config)])
+    processes = Processes(accelerator)
+    holds = processes.main_first(
+        lambda: int(_holds(folder, kind="final", inputs=inputs)), what=f"look into {folder}"
+    )
+    if holds:
+        return folder
+    # A model of its own, whole on every process even where training had it in shards.
+    model = build_model(config, tokenizer)
+    load_weights(model, checkpoint)
+    model.to(accelerator.device)
+    evaluation = evaluate_split(
+        model,
+        stores.validation,
+        data=config.data,
+        batch_size=split_batch(config.train, processes.count)[0],
+        accelerator=accelerator,
+    )
+
+    def write() -> int:
+        write_final(
+            folder,
+            model=model,
+            tokenizer=tokenizer,
+            card_facts=_card_facts(
+                config,
+                stores,
+                result,
+                weights_step=int(verify_checkpoint(checkpoint)["step"]),
+                evaluation=evaluation,
+                accelerator=accelerator,
+            ),
+            curve=config.run_dir / FIGURE_NAME,
+            facts={"inputs": inputs},
+        )
+        return 0
+
+    processes.main_first(write, what=f"write {folder}")
+    return folder
+
+
+def run_pipeline(config: RunConfig, *, reporter: Reporter, cpu: bool = False) -> RunResult:
+    """Walk from raw text to a folder that `AutoModel` loads.
+
+    Call it on every process of an `accelerate launch`; the first one prepares, the others wait.
+
+    Args:
+        config: The run.
+        reporter: Shown the progress, on the main process.
+        cpu: Stay on the CPU even if there is a GPU.
+
+    Returns:
+        Where training stands and, unless it was interrupted, the final folder.
+
+    Raises:
+        TinyFormerError: In one line, whatever the user can put right.
+    """
+    run_dir = config.run_dir
+    accelerator = build_accelerator(config.train, cpu=cpu)
+    processes = Processes(accelerator)
+
+    def prepare() -> int:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_text(run_dir / "config.yaml", to_yaml(config))
+        prepare_tokens(config, prepare_tokenizer(config, run_dir / "tokenizer"))
+        return 0
+
+    processes.main_first(prepare, what="prepare the text")
+    tokenizer = load_tokenizer(run_dir / "tokenizer")
+    stores = open_token_store(run_dir / "tokens")
+    model = build_model(config, tokenizer)
+    result = train(
+        model=model,
+        tokenizer=tokenizer,
+        stores=stores,
+        run_dir=run_dir,
+        config=config.train,
+        data=config.data,
+        seed=config.seed,
+        identity=_identity(config, model, tokenizer, stores),
+        accelerator=accelerator,
+        reporter=reporter,
+    )
+    if result.status == "interrupted":
+        return RunResult(result, None)
+    return RunResult(result, finish(config, tokenizer, stores, result, accelerator))
