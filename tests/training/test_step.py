@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+from hf_tinyformer.errors import ConfigError
+from hf_tinyformer.training.config import TrainConfig
+from hf_tinyformer.training.step import split_batch, uses_dropout
+
+
+@pytest.mark.parametrize(
+    ("total", "micro", "processes", "expected"),
+    [
+        (32, None, 1, (32, 1)),
+        (32, None, 4, (8, 1)),
+        (32, 4, 2, (4, 4)),
+        (8, 1, 8, (1, 1)),
+    ],
+)
+def test_the_global_batch_is_shared_out(total, micro, processes, expected):
+    config = TrainConfig(global_batch_size=total, micro_batch_size=micro)
+
+    assert split_batch(config, processes) == expected
+
+
+def test_processes_that_do_not_divide_the_batch_are_named():
+    with pytest.raises(ConfigError, match=r"global_batch_size is 10, .* the 4 processes. Take 12"):
+        split_batch(TrainConfig(global_batch_size=10), 4)
+
+
+def test_a_micro_batch_that_does_not_divide_its_share_is_named():
+    with pytest.raises(ConfigError, match=r"micro_batch_size is 6, .* the 16 .* Take 2 or 16"):
+        split_batch(TrainConfig(global_batch_size=32, micro_batch_size=6), 2)
+
+
+class WithConfig(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.config = type("Config", (), {})()
+        vars(self.config).update(settings)
+
+
+def test_dropout_is_seen_in_layers_and_in_the_config():
+    assert uses_dropout(nn.Sequential(nn.Dropout(0.1)))
+    assert uses_dropout(WithConfig(attention_dropout=0.1))
+    assert not uses_dropout(nn.Sequential(nn.Dropout(0.0), nn.Linear(2, 2)))
+    assert not uses_dropout(WithConfig(attention_dropout=0.0, classifier_dropout=None))
+
+
+def test_without_dropout_the_global_generator_is_left_alone(room, tmp_path, no_figures):
+    model = room.model()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+
+    room.train(tmp_path, model=model, max_steps=3, sample_tokens=3)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_leaves_no_gradients_behind(room, tmp_path, no_figures):
+    model = room.model()
+
+    room.train(tmp_path, model=model, max_steps=3)
+
+    assert all(parameter.grad is None for parameter in model.parameters())
