@@ -42,7 +42,6 @@ from .attention import TinyFormerAttention
 from .block import TinyFormerBlock
 from .configuration_tinyformer import TinyFormerConfig
 from .embeddings import TinyFormerEmbeddings
-from .feed_forward import TinyFormerGatedMLP, TinyFormerMLP
 from .masking import (
     build_attention_mask,
     check_score_bias,
@@ -78,17 +77,31 @@ class TinyFormerPreTrainedModel(PreTrainedModel):
         """Draw first weights: normal with `initializer_range`; norms 1, biases 0.
 
         Args:
-            module: One module of the model; its children come before it.
+            module: One module of the model.
         """
         super()._init_weights(module)
-        if not self.config.scale_residual_initialization:
-            return
-        # Two sublayers per layer add to the residual stream; its variance grows with their number.
-        spread = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-        if isinstance(module, TinyFormerAttention):
-            init.normal_(module.o_proj.weight, mean=0.0, std=spread)
-        elif isinstance(module, TinyFormerMLP | TinyFormerGatedMLP):
-            init.normal_(module.down_proj.weight, mean=0.0, std=spread)
+        # CODEPATH: on by default; off for a plain initialization, as in Llama.
+        if self.config.scale_residual_initialization and self._adds_to_residual(module):
+            # Two sublayers per layer add to the residual stream; its variance grows with them.
+            spread = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.weight, mean=0.0, std=spread)
+
+    def _adds_to_residual(self, module: nn.Module) -> bool:
+        """Tell whether a module's output joins the residual stream.
+
+        The blocks cannot do this for their own layers: in a model from outside transformers,
+        modules without weights of their own are passed over.
+
+        Args:
+            module: One module of the model.
+
+        Returns:
+            Whether it is the last layer of some sublayer.
+        """
+        return any(
+            module is layer.self_attn.o_proj or module is layer.mlp.down_proj
+            for layer in self.base_model.layers
+        )
 
 
 @auto_docstring
@@ -105,8 +118,8 @@ class TinyFormerModel(TinyFormerPreTrainedModel):
         self.layers = nn.ModuleList(
             TinyFormerBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
         )
-        # Post-LN ends each block with a norm already.
         self.norm: nn.Module = nn.Identity()
+        # CODEPATH: pre-LN needs a norm at the end; post-LN ends each block with one already.
         if config.norm_placement == "pre":
             self.norm = NORMS[config.norm_type](config.hidden_size, config.norm_eps)
         self.gradient_checkpointing = False
