@@ -83,7 +83,7 @@ def _translate_errors(repo_id: str) -> Iterator[None]:
             cause = cause.__cause__
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             status = cause.response.status_code
-            advice = ADVICE.get(status, "Nothing was changed there: try again later.")
+            advice = ADVICE.get(status, "Wait a little and run the same command again.")
             raise HubError(f"the Hub answered {status} for {repo_id}. {advice}") from None
         if isinstance(cause, http_error | ConnectionError | TimeoutError):
             raise HubError(

@@ -212,7 +212,7 @@ def test_a_private_push_to_a_public_model_is_refused(server, folder):
         (403, "may not do this"),
         (404, "Check USER/NAME"),
         (429, "wait"),
-        (503, "later"),
+        (503, "Wait a little"),
     ],
 )
 def test_a_refusal_is_one_line_with_advice(server, folder, status, advice):
