@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
+from transformers.utils import logging as transformers_logging
 
 from hf_tinyformer.errors import ConfigError, TinyFormerError
 
@@ -42,7 +42,7 @@ CheckpointArgument = Annotated[
 def _say(text: str) -> None:
     """Print plain words: nothing in them is markup, and no control character reaches the screen."""
     printable = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-    console.print(Text(printable))
+    console.print(Text(printable), soft_wrap=True)
 
 
 def _is_main_process() -> bool:
@@ -51,11 +51,17 @@ def _is_main_process() -> bool:
 
 def _start_logging() -> None:
     level = logging.INFO if _is_main_process() else logging.ERROR
-    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("hf_tinyformer")
     package.handlers = [handler]
     package.setLevel(level)
     package.propagate = False
+
+
+def _hide_bars_of_libraries() -> None:
+    """Keep transformers from drawing a bar for each small local file, over what matters."""
+    transformers_logging.disable_progress_bar()
 
 
 def _load_checkpoint(checkpoint: str, device: str | None = None) -> tuple[Any, Any]:
@@ -63,6 +69,8 @@ def _load_checkpoint(checkpoint: str, device: str | None = None) -> tuple[Any, A
 
     from hf_tinyformer.inference.loading import load_checkpoint
 
+    if Path(checkpoint).exists():
+        _hide_bars_of_libraries()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_checkpoint(checkpoint, device=chosen)
 
@@ -88,6 +96,7 @@ def train(
     from hf_tinyformer.pipeline import run_pipeline
     from hf_tinyformer.progress import TrainingDisplay
 
+    _hide_bars_of_libraries()
     with TrainingDisplay(console, quiet=not _is_main_process()) as display:
         result = run_pipeline(run_config, reporter=display)
     if not _is_main_process():

@@ -38,7 +38,7 @@ from hf_tinyformer.training.checkpoint import load_weights, verify_checkpoint
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.loop import TrainingResult, train
 from hf_tinyformer.training.metrics import FIGURE_NAME, Reporter
-from hf_tinyformer.training.precision import build_accelerator
+from hf_tinyformer.training.precision import build_accelerator, name_precision
 from hf_tinyformer.training.processes import Processes
 from hf_tinyformer.training.step import split_batch
 from hf_tinyformer.training.validation import evaluate_split
@@ -198,7 +198,7 @@ def _card_facts(
 ) -> CardFacts:
     data = config.data
     optimizer, schedule = _describe_optimizer(config.train)
-    precision = accelerator.mixed_precision
+    precision = name_precision(accelerator)
     is_hub_id = data.dataset is not None and not Path(data.dataset).exists()
     return CardFacts(
         name=config.name,
@@ -221,7 +221,7 @@ def _card_facts(
             sequence_length=data.sequence_length,
             optimizer=optimizer,
             schedule=schedule,
-            precision="float32" if precision == "no" else f"{precision} with float32 weights",
+            precision=precision if precision == "fp32" else f"{precision}, weights in fp32",
             hardware=describe_hardware(accelerator.device),
             seed=config.seed,
         ),

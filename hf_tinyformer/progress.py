@@ -14,6 +14,12 @@ SECONDS_BETWEEN_LINES = 10.0
 """In a log, where a bar cannot move, a line this often says that the run is alive."""
 
 
+def _readable(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 class TrainingDisplay:
     """Shows a run's progress. Implements `training.metrics.Reporter`.
 
@@ -55,7 +61,7 @@ class TrainingDisplay:
         """Say what is about to happen, and draw the empty bar."""
         self._total_steps = total_steps
         for name, value in facts.items():
-            self.on_message(f"{name}: {value}")
+            self.on_message(f"{name.replace('_', ' '):<18} {_readable(value)}")
         if start_step:
             self.on_message(f"going on after step {start_step}")
         self._bar.update(self._task, total=total_steps, completed=start_step, visible=True)
@@ -91,7 +97,7 @@ class TrainingDisplay:
 
     def _write(self, text: Text) -> None:
         if not self._quiet:
-            self._bar.console.print(text)
+            self._bar.console.print(text, soft_wrap=True)
 
 
 @contextmanager

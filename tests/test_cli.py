@@ -138,11 +138,11 @@ def test_show_prints_every_setting_as_yaml(capsys: pytest.CaptureFixture[str]) -
     [
         (["train", "configs/none.yaml"], r"configs/none\.yaml is not there"),
         (["train", "configs/demo.yaml", "train.max_stps=1"], r"Did you mean max_steps\?"),
-        (["generate", "runs/none/final"], r"runs/none/final is not there"),
+        (["generate", "runs/none/final"], r"runs/none/final is no folder here"),
         (["generate", "tests"], r"tests has no config\.json"),
         (["evaluate", "tests"], r"there is nothing to score.*--text, --blimp or --lambada"),
         (["info", "tests"], r"tests"),
-        (["tokenizer", "show", "tests", "a"], r"tests has no tokenizer\.json"),
+        (["tokenizer", "show", "tests", "a"], r"tests has no tokenizer_config\.json"),
         (["push", "tests", "me/model"], r"tests"),
     ],
 )

@@ -4,7 +4,7 @@ The classes are the installed packages'. Code that lies in a checkpoint is never
 weights are read from safetensors only, since unpickling a file runs whatever it says.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,21 @@ def _find(checkpoint: str | Path, revision: str | None) -> Path:
 
 def _require(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
-        raise ArtifactError(
-            f"{folder} has no {name}, but a model's folder has one. "
-            "Point to a folder such as runs/demo/final."
-        )
+        final = folder / "final"
+        hint = "Point to a folder such as runs/demo/final."
+        if (final / name).is_file():
+            hint = f"Did you mean {final}?"
+        raise ArtifactError(f"{folder} has no {name}, but a model's folder has one. {hint}")
+
+
+def _require_all_weights(folder: Path, report: Mapping[str, Any]) -> None:
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(map(str, report.get(problem) or ()))
+        if names:
+            raise ArtifactError(
+                f"{folder} has {len(names)} {problem.replace('_', ' ')}, {names[0]} among them: "
+                "its weights are not those of its config.json. Take both from the same model."
+            )
 
 
 @contextmanager
@@ -77,7 +88,8 @@ def load_checkpoint(
         The model, in evaluation mode, and the tokenizer.
 
     Raises:
-        ArtifactError: If there is no such checkpoint, or it cannot be loaded as safe files.
+        ArtifactError: If there is no such checkpoint, if it cannot be loaded as safe files, or if
+            a weight is missing or left over.
     """
     from transformers import AutoModelForCausalLM
 
@@ -85,9 +97,15 @@ def load_checkpoint(
     _require(folder, "config.json")
     with _one_line(folder):
         # False, not unset: unset asks on the terminal whether to run the checkpoint's code.
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        # transformers fills missing weights with random ones, and passes over what is left.
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+    _require_all_weights(folder, report)
     return model.to(device).eval(), load_tokenizer_of(folder)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch.nn.parallel import DistributedDataParallel
 
 from hf_tinyformer.artifacts import hold_folder
 from hf_tinyformer.data.batches import TrainingBatches
@@ -36,6 +37,7 @@ from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.interruption import Interruption
 from hf_tinyformer.training.metrics import MetricsLog, Reporter, without_odd_numbers
 from hf_tinyformer.training.optimizer import build_optimizers
+from hf_tinyformer.training.precision import name_precision
 from hf_tinyformer.training.processes import Processes
 from hf_tinyformer.training.randomness import derive_seed
 from hf_tinyformer.training.resume import find_start
@@ -129,6 +131,9 @@ class _Run:
             optimizers = build_optimizers(model, config)
             called, *_ = accelerator.prepare(called, *optimizers)
         else:
+            # Buffers (position tables) are the same everywhere: DDP need not send them each step.
+            buffers = [name for name, _ in model.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(called, buffers)
             # The optimizers stay our own: their rates are set by step, not by a wrapper.
             called = accelerator.prepare(called)
             optimizers = build_optimizers(model, config)
@@ -160,7 +165,7 @@ class _Run:
             "parameters": parameters,
             "device": str(self.processes.device),
             "processes": self.processes.count,
-            "precision": self.accelerator.mixed_precision,
+            "precision": name_precision(self.accelerator),
             "optimizer": self.config.optimizer,
             "tokens_per_step": self.tokens_per_step,
             "micro_batch_size": self.runner.micro_batch_size,

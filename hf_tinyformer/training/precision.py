@@ -77,8 +77,22 @@ def build_accelerator(config: TrainConfig, *, cpu: bool = False) -> Accelerator:
     return Accelerator(
         cpu=cpu,
         mixed_precision=precision,
-        # Buffers (position tables) are the same everywhere: sending them each step buys nothing.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
+
+
+def name_precision(accelerator: Accelerator) -> Literal["fp32", "bf16", "fp16"]:
+    """Name the format that a run computes in, as `train.mixed_precision` does.
+
+    Args:
+        accelerator: From `build_accelerator`.
+
+    Returns:
+        `fp32` for what Accelerate calls `no`.
+    """
+    names: dict[str, Literal["fp32", "bf16", "fp16"]] = {
+        "no": "fp32",
+        "bf16": "bf16",
+        "fp16": "fp16",
+    }
+    return names[accelerator.mixed_precision]

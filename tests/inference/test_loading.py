@@ -119,3 +119,27 @@ def test_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):
     with pytest.raises(ArtifactError, match="cannot be loaded"):
         load_checkpoint(folder)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("problem", ["missing", "unexpected"])
+def test_weights_that_are_not_the_configurations_are_refused(checkpoint, problem):
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = checkpoint
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    if problem == "missing":
+        del weights[name]
+    else:
+        weights[f"{name}.more"] = torch.zeros(1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ArtifactError, match=rf"1 {problem} keys, {name}.*same model"):
+        load_checkpoint(folder)
+
+
+def test_the_folder_of_the_run_is_answered_with_that_of_the_model(checkpoint):
+    folder, _ = checkpoint
+
+    with pytest.raises(ArtifactError, match=rf"Did you mean {folder}\?"):
+        load_checkpoint(folder.parent)
