@@ -101,8 +101,8 @@ def _parse_record(place: str, line: bytes, fields: tuple[str, ...]) -> dict[str,
 def encode_with_start(tokenizer: Any, text: str) -> list[int]:
     """Encode a text so that one token stands before it, from which its first token is predicted.
 
-    That is `<s>`, with which every document began in training; for a tokenizer that was told to
-    add none, the `</s>` that stands between documents.
+    That is `<s>`, with which every document began in training, or what `encode_prompt` takes for
+    it where the tokenizer was told to add none.
     """
     ids = encode_prompt(tokenizer, text)
     return ids if ids[0] == tokenizer.bos_token_id else encode_prompt(tokenizer, "")[:1] + ids

@@ -69,13 +69,31 @@ def _check_settings(max_new_tokens: int, temperature: float, top_k: int, top_p: 
         )
 
 
+def _first_token(tokenizer: Any) -> int:
+    """Choose what an empty prompt begins with, for a tokenizer that puts no `<s>` there itself."""
+    end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
+    if end is not None and tokenizer.init_kwargs.get("documents_end_with_eos", True):
+        return int(end)
+    # Trained on bare text, the model has seen neither <s> nor </s>; it has seen lines begin.
+    line_end = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    if len(line_end) == 1 and line_end[0] != tokenizer.unk_token_id:
+        return int(line_end[0])
+    for token_id in (begin, end):
+        if token_id is not None:
+            return int(token_id)
+    raise DataError(
+        "the prompt is empty, but the tokenizer has no <s>, </s> or line end to begin with. "
+        "Give a prompt."
+    )
+
+
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     """Turn a prompt into token ids; what looks like a special token stays plain text.
 
     Args:
         tokenizer: The model's tokenizer, which begins a prompt with `<s>` if trained so.
-        prompt: Any text. An empty one becomes `<s>` alone, or, for a tokenizer that was told to
-            add none, the `</s>` that stands between documents.
+        prompt: Any text. An empty one becomes `<s>` alone; for a tokenizer that was told to add
+            none, the `</s>` that stands between documents; with neither, a line end.
 
     Returns:
         At least one token id.
@@ -84,14 +102,7 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
         DataError: If the prompt is empty and the tokenizer has no token to begin with.
     """
     ids = list(tokenizer(prompt, split_special_tokens=True)["input_ids"])
-    if ids:
-        return ids
-    for first in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        if first is not None:
-            return [int(first)]
-    raise DataError(
-        "the prompt is empty, but the tokenizer has no <s> or </s> to begin with. Give a prompt."
-    )
+    return ids or [_first_token(tokenizer)]
 
 
 def _fit_into_context(ids: list[int], context: int | None, wanted: int) -> tuple[list[int], int]:

@@ -1,7 +1,9 @@
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, TextStreamer
+from tokenizers import Tokenizer, models
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TextStreamer
 
+from hf_tinyformer.data.tokenizer import TokenizerConfig, train_tokenizer
 from hf_tinyformer.errors import ConfigError, DataError
 from hf_tinyformer.inference.generation import encode_prompt, generate_text
 
@@ -93,15 +95,27 @@ def test_an_empty_prompt_begins_at_the_start_token(tiny_llama, byte_tokenizer):
     assert len(streamer.ids) == 3
 
 
-def test_an_empty_prompt_without_a_token_to_begin_with_is_refused(byte_tokenizer):
-    class Bare:
-        bos_token_id = eos_token_id = None
+@pytest.mark.parametrize(
+    ("text", "frame", "expected"),
+    [
+        ("ab\n", {"add_bos_token": True}, "<s>"),
+        ("ab\n", {"add_bos_token": False}, "</s>"),
+        ("ab\n", {"add_bos_token": False, "add_eos_token": False}, "\n"),
+        ("ab", {"add_bos_token": False, "add_eos_token": False}, "<s>"),
+    ],
+)
+def test_an_empty_prompt_begins_as_documents_did_in_training(text, frame, expected):
+    config = TokenizerConfig(kind="char", **frame)
+    tokenizer = train_tokenizer(config, [text], sequence_length=8)
 
-        def __call__(self, text, split_special_tokens):
-            return {"input_ids": []}
+    assert tokenizer.convert_ids_to_tokens(encode_prompt(tokenizer, "")) == [expected]
+
+
+def test_an_empty_prompt_without_a_token_to_begin_with_is_refused():
+    backend = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
 
     with pytest.raises(DataError, match="the prompt is empty"):
-        encode_prompt(Bare(), "")
+        encode_prompt(PreTrainedTokenizerFast(tokenizer_object=backend), "")
 
 
 def test_a_special_token_in_the_prompt_is_plain_text(byte_tokenizer):
