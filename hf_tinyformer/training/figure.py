@@ -32,21 +32,21 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 def smooth(values: NDArray[np.float64], span: int) -> NDArray[np.float64]:
     """Average each value with those before it, later ones weighing more.
 
+    The average looks back over a tenth of what has happened, at most over `span`: so it follows the
+    steep fall at the start, and is calm later.
+
     Args:
         values: `(n,)`.
         span: Steps after which a value's weight has fallen to about a third.
 
     Returns:
-        The exponential moving average, `(n,)`, without the pull towards zero at the start (Kingma
-        and Ba 2015, section 3).
+        An exponential moving average, `(n,)`.
     """
-    beta = 1.0 - 1.0 / max(1, span)
     averages = np.empty_like(values)
-    average = weight = 0.0
+    average = 0.0
     for index, value in enumerate(values):
-        average = beta * average + (1.0 - beta) * value
-        weight = beta * weight + (1.0 - beta)
-        averages[index] = average / weight
+        average += (value - average) / max(1.0, min(span, 1 + index / 10))
+        averages[index] = average
     return averages
 
 
@@ -81,16 +81,9 @@ def draw_losses(metrics_path: Path, image_path: Path) -> None:
         curve = smooth(losses, max(1, len(losses) // 50))
         axes.plot(steps[::stride], curve[::stride], color=TRAIN, linewidth=1.6, label="training")
     if len(at):
-        axes.plot(at, validation, "o-", color=VALIDATION, markersize=3.5, label="validation")
         best = int(np.argmin(validation))
-        axes.annotate(
-            f"{validation[best]:.4f}",
-            (at[best], validation[best]),
-            textcoords="offset points",
-            xytext=(0, -14),
-            ha="center",
-            color=VALIDATION,
-        )
+        label = f"validation, best {validation[best]:.4f} at step {at[best]:,}"
+        axes.plot(at, validation, "o-", color=VALIDATION, markersize=3.5, label=label)
     _dress(axes, with_legend=bool(len(steps) or len(at)))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -401,3 +401,67 @@ def test_the_files_do_not_name_where_they_are(room: Room, tmp_path: Path, no_fig
 
     for name in ("state.json", "manifest.json"):
         assert str(tmp_path) not in (result.checkpoint / name).read_text()
+
+
+@pytest.fixture
+def fp16_scaler(monkeypatch: pytest.MonkeyPatch):
+    """Scale the loss as fp16 does, so high at first that float32 overflows too."""
+    import tiny_training
+
+    build = tiny_training.build_accelerator
+
+    def build_with_scaler(config, *, cpu):
+        accelerator = build(config, cpu=cpu)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
+        return accelerator
+
+    monkeypatch.setattr(tiny_training, "build_accelerator", build_with_scaler)
+
+
+def test_steps_that_overflow_while_fp16_finds_its_scale_are_not_bad(
+    room: Room, tmp_path: Path, no_figures: None, fp16_scaler: None
+):
+    result = room.train(tmp_path, max_steps=12, max_bad_steps=1, evaluate_every=12)
+
+    lines = [x for x in read_metrics(tmp_path) if "loss" in x]
+    skipped = [x["step"] for x in lines if x.get("skipped")]
+    assert skipped == list(range(1, len(skipped) + 1))  # only at the start
+    assert 1 <= len(skipped) < 8
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    state = json.loads((result.checkpoint / "state.json").read_text())["state"]
+    assert state["bad_steps"] == []
+    assert state["scaler"]["scale"] == 2.0 ** (127 - len(skipped))
+
+
+def test_the_fp16_scale_is_part_of_what_resumes(
+    room: Room, tmp_path: Path, no_figures: None, fp16_scaler: None
+):
+    settings = {"max_steps": 8, "save_every_steps": 1, "keep_last": 10}
+    end = room.train(tmp_path, **settings)
+    before = read_tensors(end.checkpoint), read_metrics(tmp_path)
+    for step in range(3, 9):
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:06d}")
+
+    again = room.train(tmp_path, **settings)
+
+    assert (read_tensors(again.checkpoint), read_metrics(tmp_path)) == before
+
+
+def test_scaled_gradients_move_the_weights_as_unscaled_ones(
+    room: Room, tmp_path: Path, no_figures: None, monkeypatch: pytest.MonkeyPatch
+):
+    import tiny_training
+
+    plain = room.train(tmp_path / "plain")
+    build = tiny_training.build_accelerator
+
+    def build_with_scaler(config, *, cpu):
+        accelerator = build(config, cpu=cpu)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        return accelerator
+
+    monkeypatch.setattr(tiny_training, "build_accelerator", build_with_scaler)
+    scaled = room.train(tmp_path / "scaled")
+
+    # A power of two moves no bit of a mantissa.
+    assert read_tensors(scaled.checkpoint) == read_tensors(plain.checkpoint)

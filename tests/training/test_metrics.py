@@ -71,8 +71,10 @@ def test_resuming_keeps_the_kept_bytes_as_they_are(tmp_path: Path):
 
 
 def test_smoothing_worked_by_hand():
-    # Span 2: beta 1/2. Second value: (1/4 * 4 + 1/2 * 1) / (1/4 + 1/2).
-    np.testing.assert_allclose(smooth(np.array([4.0, 1.0]), span=2), [4.0, 2.0])
+    # The second value looks back over 1 + 1/10 steps: 4 + (0.7 - 4) / 1.1.
+    np.testing.assert_allclose(smooth(np.array([4.0, 0.7]), span=2), [4.0, 1.0])
+    # With span 1 each value stands for itself.
+    np.testing.assert_allclose(smooth(np.array([4.0, 0.7]), span=1), [4.0, 0.7])
 
 
 def test_smoothing_keeps_a_constant():
