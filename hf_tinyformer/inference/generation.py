@@ -118,6 +118,22 @@ def _fit_into_context(ids: list[int], context: int | None, wanted: int) -> tuple
     return ids, min(wanted, context + 1 - len(ids))
 
 
+def _sampling_settings(
+    tokenizer: Any, temperature: float, top_k: int, top_p: float
+) -> dict[str, Any]:
+    # Greedy search gets the neutral values, or transformers warns of settings that have no effect.
+    sampling = temperature > 0
+    return {
+        "do_sample": sampling,
+        "temperature": float(temperature) if sampling else 1.0,
+        "top_k": top_k if sampling else 50,
+        "top_p": float(top_p) if sampling else 1.0,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
 def generate_text(
     model: Any,
     tokenizer: Any,
@@ -162,17 +178,7 @@ def generate_text(
     ids = encode_prompt(tokenizer, prompt)
     num_prompt_tokens = len(ids)
     context = getattr(model.config, "max_position_embeddings", None)
-    # Greedy search gets the neutral values, or transformers warns of settings that have no effect.
-    sampling = temperature > 0
-    settings = {
-        "do_sample": sampling,
-        "temperature": float(temperature) if sampling else 1.0,
-        "top_k": top_k if sampling else 50,
-        "top_p": float(top_p) if sampling else 1.0,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    settings = _sampling_settings(tokenizer, temperature, top_k, top_p)
     if streamer is not None:
         streamer.put(torch.tensor([ids]))
     relay = None if streamer is None else _WindowStreamer(streamer)
