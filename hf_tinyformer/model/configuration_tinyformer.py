@@ -292,4 +292,6 @@ class TinyFormerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be above 0.")
 
 
+TinyFormerConfig.register_for_auto_class()
+
 __all__ = ["TinyFormerConfig"]

@@ -42,15 +42,16 @@ class TinyFormerLearnedPositions(nn.Embedding):
             Shape `(batch or 1, sequence, hidden_size)`.
 
         Raises:
-            ValueError: If a position lies beyond the table. Compiled or on an accelerator, where
-                looking at a number would stall the device, the device raises RuntimeError instead.
+            ValueError: If a position lies outside the table. A compiled model, which cannot look
+                at numbers, raises RuntimeError instead.
         """
-        inside = (position_ids < self.num_embeddings).all()
+        inside = ((position_ids >= 0) & (position_ids < self.num_embeddings)).all()
         message = (
-            f"position_ids reach beyond max_position_embeddings ({self.num_embeddings}), where the "
-            "table of learned positions ends. Shorten the input or generate fewer tokens."
+            f"position_ids leave the table of learned positions, 0 to {self.num_embeddings - 1} "
+            f"(max_position_embeddings is {self.num_embeddings}). Shorten the input or generate "
+            "fewer tokens."
         )
-        if is_tracing(position_ids) or position_ids.device.type != "cpu":
+        if is_tracing(position_ids):
             torch._assert_async(inside, message)
         elif not inside:
             raise ValueError(message)

@@ -30,6 +30,7 @@ from transformers.masking_utils import (
     find_packed_sequence_indices,
     packed_sequence_mask_function,
 )
+from transformers.utils.import_utils import is_tracing
 
 from .configuration_tinyformer import TinyFormerConfig
 
@@ -72,8 +73,8 @@ def build_attention_mask(
 ) -> Any:
     """Build the mask in the form the attention function takes.
 
-    Rows in which `position_ids` start again hold several documents, which are kept apart. Nothing
-    is built where the function's own causal mask is enough.
+    Rows without padding in which `position_ids` start again hold several documents, which are kept
+    apart. Nothing is built where the function's own causal mask is enough.
 
     Args:
         config: Gives the attention function and `is_causal`.
@@ -89,6 +90,8 @@ def build_attention_mask(
     Raises:
         ValueError: If documents start again in a row that continues a cache.
     """
+    if position_ids is not None and _says_nothing(attention_mask):
+        attention_mask = None
     is_packable = attention_mask is None and position_ids is not None
     if is_packable and past_key_values is not None:
         if _is_empty_and_growing(past_key_values):
@@ -114,6 +117,19 @@ def build_attention_mask(
     return create_bidirectional_mask(**arguments)
 
 
+def _says_nothing(attention_mask: Any) -> bool:
+    """Tell whether a mask only repeats that all tokens are real, as collators like to.
+
+    Args:
+        attention_mask: In any form.
+
+    Returns:
+        Whether it is a padding mask without padding. A compiled model cannot tell.
+    """
+    is_padding_mask = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
+    return is_padding_mask and not is_tracing(attention_mask) and bool(attention_mask.all())
+
+
 def _is_empty_and_growing(past_key_values: Cache) -> bool:
     """Tell whether a cache holds nothing and gives back exactly what is put into it.
 
@@ -135,7 +151,7 @@ def _refuse_documents(position_ids: Tensor) -> None:
     Raises:
         ValueError: If a row's positions do not rise by one.
     """
-    if position_ids.shape[1] == 1 or torch.compiler.is_compiling():
+    if position_ids.shape[1] == 1 or is_tracing(position_ids):
         return
     if (position_ids.diff(dim=-1) != 1).any():
         raise ValueError(

@@ -213,15 +213,20 @@ def keep_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tenso
 
     Args:
         hidden_states: Shape `(batch, sequence, hidden_size)`.
-        logits_to_keep: The number of last positions, 0 for all; or the positions' indices, shape
-            `(kept,)`.
+        logits_to_keep: The number of last positions, 0 for all; indices of positions, the same for
+            all rows, shape `(kept,)`, or for each, shape `(batch, kept)`; or Booleans, shape
+            `(batch, sequence)`.
 
     Returns:
-        Shape `(batch, kept, hidden_size)`.
+        Shape `(batch, kept, hidden_size)`, or `(kept, hidden_size)` for Booleans.
     """
     if isinstance(logits_to_keep, int):
         return hidden_states[:, -logits_to_keep:]  # -0 is 0: all of them
-    return hidden_states[:, logits_to_keep]
+    if logits_to_keep.dim() == 1:
+        return hidden_states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    return hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
 
 
 @auto_docstring

@@ -114,6 +114,21 @@ def test_packed_documents_are_as_if_alone(scheme, implementation, use_cache):
     torch.testing.assert_close(packed, alone, **EXACT)
 
 
+def test_a_mask_of_ones_does_not_join_packed_documents():
+    model = tiny_model()
+    documents = [random_tokens(1, length) for length in (5, 8)]
+
+    packed = logits(
+        model,
+        torch.cat(documents, dim=1),
+        attention_mask=torch.ones(1, 13, dtype=torch.long),
+        position_ids=packed_positions(5, 8),
+    )
+
+    alone = torch.cat([logits(model, document) for document in documents], dim=1)
+    torch.testing.assert_close(packed, alone, **EXACT)
+
+
 @every_scheme
 def test_packed_documents_are_as_if_alone_in_a_bidirectional_model(scheme):
     model = tiny_model(TinyFormerForMaskedLM, position_embedding_type=scheme)

@@ -125,7 +125,7 @@ def test_texts_whose_ends_are_unknown_are_refused():
     model = tiny_model(TinyFormerForSequenceClassification, pad_token_id=None)
 
     assert model(random_tokens(1, 4)).logits.shape == (1, 2)
-    with pytest.raises(ValueError, match="batch holds 2 texts.*Pass an attention_mask"):
+    with pytest.raises(ValueError, match=r"batch holds 2 texts.*Pass an attention_mask"):
         model(random_tokens(2, 4))
 
 
@@ -203,6 +203,13 @@ def test_only_the_wanted_logits_are_computed():
     torch.testing.assert_close(model(tokens, logits_to_keep=2).logits, everything[:, -2:])
     wanted = torch.tensor([0, 3])
     torch.testing.assert_close(model(tokens, logits_to_keep=wanted).logits, everything[:, wanted])
+    for_each_row = torch.tensor([[0, 3], [5, 1]])
+    torch.testing.assert_close(
+        model(tokens, logits_to_keep=for_each_row).logits,
+        torch.stack([everything[0, [0, 3]], everything[1, [5, 1]]]),
+    )
+    chosen = tokens > 20
+    torch.testing.assert_close(model(tokens, logits_to_keep=chosen).logits, everything[chosen])
     assert model(tokens, logits_to_keep=0).logits.shape == (2, 6, 40)
 
 
@@ -305,13 +312,15 @@ def test_assisted_generation_gives_the_same_text():
 
 def test_a_position_beyond_the_learned_table_is_named():
     model = tiny_model(position_embedding_type="learned", max_position_embeddings=8)
-    message = r"position_ids reach beyond max_position_embeddings \(8\).*generate fewer tokens"
+    message = r"position_ids leave .* 0 to 7 \(max_position_embeddings is 8\).*fewer tokens"
 
     assert model(random_tokens(1, 8)).logits.shape == (1, 8, 40)
     with pytest.raises(ValueError, match=message):
         model(random_tokens(1, 9))
     with pytest.raises(ValueError, match=message):
         model(random_tokens(1, 2), position_ids=torch.tensor([[7, 8]]))
+    with pytest.raises(ValueError, match=message):
+        model(random_tokens(1, 2), position_ids=torch.tensor([[-1, 0]]))
     with pytest.raises(ValueError, match=message):
         generate(model, random_tokens(1, 6))
     with pytest.raises(ValueError, match=message):
@@ -564,5 +573,5 @@ def test_a_position_beyond_the_learned_table_is_named_when_compiled_too():
     model = tiny_model(position_embedding_type="learned", max_position_embeddings=8)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
 
-    with pytest.raises(RuntimeError, match=r"beyond max_position_embeddings \(8\)"):
+    with pytest.raises(RuntimeError, match="max_position_embeddings is 8"):
         compiled(random_tokens(1, 2), position_ids=torch.tensor([[7, 8]]))
