@@ -14,17 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from torch.nn.parallel import DistributedDataParallel
 
 from hf_tinyformer.artifacts import hold_folder
 from hf_tinyformer.data.batches import TrainingBatches
 from hf_tinyformer.data.corpus import DataConfig
 from hf_tinyformer.data.tokens import TokenStores
 from hf_tinyformer.errors import TrainingError
-from hf_tinyformer.inference.generation import generate_text
 from hf_tinyformer.training.checkpoint import (
     TrainingState,
     load_optimizers,
@@ -36,15 +32,15 @@ from hf_tinyformer.training.checkpoint import (
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.interruption import Interruption
 from hf_tinyformer.training.metrics import MetricsLog, Reporter, without_odd_numbers
-from hf_tinyformer.training.optimizer import build_optimizers
 from hf_tinyformer.training.precision import name_precision
+from hf_tinyformer.training.preparation import prepare_model
 from hf_tinyformer.training.processes import Processes
 from hf_tinyformer.training.randomness import derive_seed
 from hf_tinyformer.training.resume import find_start
 from hf_tinyformer.training.rotation import Checkpoints
 from hf_tinyformer.training.step import StepOutcome, StepRunner, split_batch
 from hf_tinyformer.training.trackers import open_tracker
-from hf_tinyformer.training.validation import evaluate_split
+from hf_tinyformer.training.validation import continue_prompt, evaluate_split
 
 Status = Literal["finished", "early_stopped", "interrupted"]
 
@@ -112,6 +108,10 @@ class _Run:
         self.state = TrainingState()
         if resumed_from is not None:
             self.state = read_state(resumed_from, identity)
+            best_step = self.state.best_step
+            if best_step is not None and not checkpoints.path(best_step).exists():
+                # Its weights are gone (find_start said so): the best is sought among what is here.
+                self.state.best_step = self.state.best_loss = None
             load_weights(model, resumed_from)
         self.runner = self._build_runner(resumed_from)
         self.tokens_per_step = config.global_batch_size * data.sequence_length
@@ -120,23 +120,7 @@ class _Run:
 
     def _build_runner(self, resumed_from: Path | None) -> StepRunner:
         model, config, accelerator = self.bare_model, self.config, self.accelerator
-        if config.gradient_checkpointing:
-            # transformers 5.16 knows only the older name, 5.23 warns of it.
-            new = hasattr(model, "activation_checkpointing_enable")
-            name = "activation_checkpointing_enable" if new else "gradient_checkpointing_enable"
-            getattr(model, name)({"use_reentrant": False})
-        called: Any = torch.compile(model) if config.compile else model
-        if accelerator.distributed_type == DistributedType.FSDP:
-            # FSDP2 swaps parameters for shards, in the optimizers too.
-            optimizers = build_optimizers(model, config)
-            called, *_ = accelerator.prepare(called, *optimizers)
-        else:
-            # Buffers (position tables) are the same everywhere: DDP need not send them each step.
-            buffers = [name for name, _ in model.named_buffers()]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(called, buffers)
-            # The optimizers stay our own: their rates are set by step, not by a wrapper.
-            called = accelerator.prepare(called)
-            optimizers = build_optimizers(model, config)
+        called, optimizers = prepare_model(model, config, accelerator)
         if resumed_from is not None:
             load_optimizers(model, optimizers, resumed_from)
             if accelerator.scaler is not None and self.state.scaler:
@@ -272,7 +256,13 @@ class _Run:
             0 if improved else state.evaluations_without_improvement + 1
         )
         state.evaluated_step = state.step
-        sample = self._sample()
+        sample = continue_prompt(
+            self.bare_model,
+            self.tokenizer,
+            self.config,
+            seed=derive_seed(self.seed, "sample", state.step),
+            accelerator=self.accelerator,
+        )
         if self.log is not None:
             metrics = {
                 "step": state.step,
@@ -285,20 +275,6 @@ class _Run:
             self.log.draw()
             self.reporter.on_evaluation(metrics)
         return improved
-
-    def _sample(self) -> str | None:
-        if not self.config.sample_tokens:
-            return None
-        if not (self.processes.is_main or self.processes.shards_model):
-            return None
-        with self.accelerator.autocast():
-            return generate_text(
-                self.bare_model,
-                self.tokenizer,
-                self.config.sample_prompt,
-                max_new_tokens=self.config.sample_tokens,
-                seed=derive_seed(self.seed, "sample", self.state.step),
-            )
 
     def _save(self) -> None:
         state = self.state

@@ -2,10 +2,21 @@
 
 from pathlib import Path
 
+from hf_tinyformer.artifacts import read_manifest
+from hf_tinyformer.training.checkpoint import KIND
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.metrics import Reporter
 from hf_tinyformer.training.processes import Processes
 from hf_tinyformer.training.rotation import Checkpoints
+
+
+def _check_best(path: Path, checkpoints: Checkpoints, reporter: Reporter) -> None:
+    best_step = read_manifest(path, kind=KIND)["best_step"]
+    if best_step is not None and not checkpoints.holds(best_step, reporter.on_message):
+        reporter.on_message(
+            f"The best checkpoint that {path} speaks of, step {best_step}, is not here. "
+            "The best is sought among the evaluations to come."
+        )
 
 
 def find_start(
@@ -29,14 +40,19 @@ def find_start(
 
     def choose() -> int:
         if named:
-            return checkpoints.begin_from(Path(config.resume), reporter.on_message)
+            step = checkpoints.begin_from(Path(config.resume), reporter.on_message)
+            _check_best(Path(config.resume), checkpoints, reporter)
+            return step
         if config.resume == "never":
             aside = checkpoints.move_aside()
             if aside is not None:
                 reporter.on_message(f"Older checkpoints were moved to {aside}.")
             return -1
         newest = checkpoints.find_newest(reporter.on_message)
-        return -1 if newest is None else int(newest.name.removeprefix("step-"))
+        if newest is None:
+            return -1
+        _check_best(newest, checkpoints, reporter)
+        return int(newest.name.removeprefix("step-"))
 
     step = processes.main_first(choose, what="find the checkpoint to go on from")
     if named:

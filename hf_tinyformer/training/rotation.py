@@ -82,9 +82,18 @@ class Checkpoints:
         except ArtifactError as error:
             aside = _free_name(path.with_name(f"{path.name}.corrupt"))
             path.rename(aside)
-            on_message(f"{error} It was renamed to {aside.name}, and an older one is tried.")
+            on_message(f"{error} It was renamed to {aside.name} and is not used.")
             return False
         return True
+
+    def holds(self, step: int, on_message: Callable[[str], None]) -> bool:
+        """Say whether a step's whole checkpoint is there; a damaged one is set aside.
+
+        Args:
+            step: The step.
+            on_message: Told of damage, in one line.
+        """
+        return self.path(step).exists() and self._is_whole(step, on_message)
 
     def save(
         self,
@@ -111,7 +120,7 @@ class Checkpoints:
             ArtifactError: If the disk does not take it or gives back something else.
         """
         path = self.path(state.step)
-        if not (path.exists() and self._is_whole(state.step, logger.warning)):
+        if not self.holds(state.step, logger.warning):
             write_checkpoint(
                 path,
                 weights=weights,

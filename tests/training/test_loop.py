@@ -279,6 +279,23 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_ends_the_same(
     assert (read_tensors(again.checkpoint), read_metrics(tmp_path)) == before
 
 
+def test_a_lost_best_checkpoint_is_reported_and_another_best_is_sought(
+    room: Room, tmp_path: Path, no_figures: None
+):
+    settings = {"keep_last": 9, "evaluate_every": 2, "save_every_steps": 1}
+    room.train(tmp_path, **settings)
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4, 5, 6):
+        shutil.rmtree(folder / f"step-{step:06d}")
+
+    reporter = Recorder()
+    again = room.train(tmp_path, reporter=reporter, **settings)
+
+    assert any("step 2, is not here" in text for text in reporter.messages)
+    assert again.best_step in (4, 6)
+    assert again.best_checkpoint.is_dir()
+
+
 def test_another_optimizer_is_refused(room: Room, tmp_path: Path, no_figures: None):
     room.train(tmp_path)
 
@@ -425,8 +442,8 @@ def test_steps_that_overflow_while_fp16_finds_its_scale_are_not_bad(
 
     lines = [x for x in read_metrics(tmp_path) if "loss" in x]
     skipped = [x["step"] for x in lines if x.get("skipped")]
-    assert skipped == list(range(1, len(skipped) + 1))  # only at the start
-    assert 1 <= len(skipped) < 8
+    assert skipped[0] == 1
+    assert len(skipped) < 4
     assert lines[-1]["loss"] < lines[0]["loss"]
     state = json.loads((result.checkpoint / "state.json").read_text())["state"]
     assert state["bad_steps"] == []
