@@ -8,7 +8,7 @@ READY  := $(VENV)/.installed
 CONFIG ?= configs/demo.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-oldest check lint bench clean
+.PHONY: help install demo test test-fast test-oldest check lint clean
 
 help:            ## show the commands
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
