@@ -148,7 +148,10 @@ def _identity(
     }
 
 
-def _describe_corpus(data: DataConfig) -> str:
+def _describe_corpus(config: RunConfig) -> str:
+    data = config.data
+    if config.card.corpus:
+        return config.card.corpus
     if data.builtin:
         return f"{data.builtin} (the standard library of Python {platform.python_version()})"
     if data.dataset:
@@ -202,7 +205,7 @@ def _card_facts(
     is_hub_id = data.dataset is not None and not Path(data.dataset).exists()
     return CardFacts(
         name=config.name,
-        corpus=_describe_corpus(data),
+        corpus=_describe_corpus(config),
         splits={
             name: SplitFacts(
                 num_documents=store.num_documents,
@@ -228,7 +231,8 @@ def _card_facts(
         evaluation=evaluation,
         run_config=to_yaml(config),
         sample_prompt=config.train.sample_prompt,
-        languages=["code"] if data.builtin else [],
+        languages=config.card.languages,
+        license=config.card.license,
         datasets=[str(data.dataset)] if is_hub_id else [],
     )
 

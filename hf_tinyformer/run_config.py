@@ -1,8 +1,8 @@
 """One run, as the rooms' own settings: a YAML file, then `key=value` words, checked as one.
 
 Every key has one owner: `data.*` is DataConfig, `tokenizer.*` TokenizerConfig, `train.*`
-TrainConfig and `model.*` the fields of TinyFormerConfig. An unknown key is an error that names the
-nearest one.
+TrainConfig, `card.*` CardConfig and `model.*` the fields of TinyFormerConfig. An unknown key is an
+error that names the nearest one.
 """
 
 import ast
@@ -25,6 +25,7 @@ from hf_tinyformer.data.corpus import DataConfig
 from hf_tinyformer.data.tokenizer import TokenizerConfig
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
+from hf_tinyformer.publishing.card import CardConfig
 from hf_tinyformer.training.config import TrainConfig
 
 # These follow from the tokenizer or from the class, so a run that set them could contradict itself.
@@ -55,6 +56,9 @@ class RunConfig:
 
     train: TrainConfig = field(default_factory=TrainConfig)
     """How weights move, and what is written on the way."""
+
+    card: CardConfig = field(default_factory=CardConfig)
+    """What only you know, for the model card."""
 
     def __post_init__(self) -> None:
         """Reject a name that would leave the output folder, and a model that cannot be built."""
@@ -150,7 +154,7 @@ def build_model_config(
 def _schema() -> DictConfig:
     schema = OmegaConf.structured(RunConfig)
     # Frozen dataclasses come out read-only, and a read-only schema cannot be merged into.
-    for node in (schema, schema.data, schema.tokenizer, schema.train):
+    for node in (schema, schema.data, schema.tokenizer, schema.train, schema.card):
         OmegaConf.set_readonly(node, False)
     # A default corpus would stand beside the one the user names, and only one may.
     schema.data = OmegaConf.structured(DataConfig)
@@ -170,9 +174,13 @@ def _one_line(error: OmegaConfBaseException) -> str:
     if not key or "not in" not in first:
         return f"{key}: {first}. Change the value." if key else f"{first}. Change the value."
     parent, _, name = str(key).rpartition(".")
-    owner: Any = {"data": DataConfig, "tokenizer": TokenizerConfig, "train": TrainConfig}.get(
-        parent, RunConfig
-    )
+    sections = {
+        "data": DataConfig,
+        "tokenizer": TokenizerConfig,
+        "train": TrainConfig,
+        "card": CardConfig,
+    }
+    owner: Any = sections.get(parent, RunConfig)
     names = [part.name for part in fields(owner)]
     return f"{key} is set, but there is no such setting. {_nearest(name, names)}"
 

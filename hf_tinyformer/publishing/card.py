@@ -9,7 +9,7 @@ import importlib.resources
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,20 @@ if TYPE_CHECKING:
 TEMPLATE_NAME = "model_card.md"
 
 TAGS = ["tinyformer", "from-scratch", "small-language-model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardConfig:
+    """What only the author knows of a model, for its card."""
+
+    corpus: str | None = None
+    """Name of the corpus in words. Unset: the names of the files or of the data set."""
+
+    languages: list[str] = field(default_factory=list)
+    """Languages of the text as ISO 639 codes, such as [en, ko]; `code` for programs."""
+
+    license: str | None = None
+    """License of the model as the Hub names it, such as apache-2.0."""
 
 
 @dataclass(frozen=True, kw_only=True)
