@@ -147,7 +147,7 @@ class _Run:
         parameters = sum(p.numel() for p in self.bare_model.parameters())
         return {
             "parameters": parameters,
-            "device": str(self.processes.device),
+            "device": self.processes.device.type,
             "processes": self.processes.count,
             "precision": name_precision(self.accelerator),
             "optimizer": self.config.optimizer,
@@ -369,8 +369,8 @@ def train(
             )
         with run.interruption:
             status = run.go()
-        if run.log is not None:
-            run.log.draw()
+        if run.log is not None and status == "interrupted":
+            run.log.draw()  # the other endings drew it at their last evaluation
         return _result(run, status)
 
 

@@ -1,6 +1,7 @@
 """Which number format the arithmetic uses on which device. Weights are float32 in every case."""
 
 import functools
+import os
 from typing import Literal
 
 import torch
@@ -71,6 +72,9 @@ def build_accelerator(config: TrainConfig, *, cpu: bool = False) -> Accelerator:
     Raises:
         ConfigError: If the device cannot compute in the format asked for.
     """
+    # Accelerate joins CPU processes into one run only if it is told that it is on the CPU.
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    cpu = cpu or asked or not torch.accelerator.is_available()
     # The device comes first: `auto` depends on it.
     device = PartialState(cpu=cpu).device
     precision = choose_precision(config.mixed_precision, device)
