@@ -174,6 +174,8 @@ def test_encoding_documents_leaves_prompts_as_they_were(bpe):
 
     documents = encode_documents(bpe, ["<s>", "two words"])
 
+    # transformers sets the switch anew at each call; the tokenizer inside must be left right too.
+    assert bpe.backend_tokenizer.encode("<s>", add_special_tokens=False).ids == [1]
     assert bpe(["<s>", "two words"], padding=True)["input_ids"] == before
     assert encode_documents(bpe, ["<s>", "two words"]) == documents
 
