@@ -76,7 +76,8 @@ def prepare_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerFas
     Returns:
         The tokenizer, as read back from `folder`.
     """
-    inputs = fingerprint([describe_inputs(config.data), asdict(config.tokenizer)])
+    sources = [describe_inputs(config.data), asdict(config.tokenizer)]
+    inputs = fingerprint([*sources, config.data.sequence_length])
     if not _holds(folder, kind="tokenizer", inputs=inputs):
         logger.info("training the tokenizer")
         texts = (document.text for document in iterate_documents(config.data, "train"))

@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -133,7 +134,7 @@ def start(words: list[str], processes: int) -> subprocess.Popen[bytes]:
         launch = [
             *(sys.executable, "-m", "accelerate.commands.launch", "--cpu"),
             *("--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"),
-            *("--dynamo_backend", "no", "--main_process_port", "0", "train.py"),
+            *("--dynamo_backend", "no", "train.py"),
         ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -150,6 +151,8 @@ def finish(words: list[str], processes: int) -> None:
     process = start(words, processes)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output.decode()
+    # A launcher may start one process where two were asked for, and say nothing.
+    assert re.search(rf"^processes +{processes}$", output.decode(), re.MULTILINE)
 
 
 @pytest.mark.slow
