@@ -96,6 +96,7 @@ def test_the_saved_model_gives_the_same_logits_and_every_cache_the_same_text(nam
     assert torch.equal(with_cache, static_cache)
 
 
+@pytest.mark.slow
 def test_every_kind_loads_without_the_package_bit_for_bit(trained, tmp_path):
     tokens = random_tokens(2, 9)
     folders = [str(folder) for _, _, folder in trained.values()]
