@@ -6,6 +6,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 CONFIG ?= configs/demo.yaml
+# Two workers of one thread each: tiny models gain nothing from more threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-oldest check lint clean
@@ -27,10 +29,10 @@ demo: $(READY)   ## raw text to a trained, loaded, talking model, offline
 	$(BIN)/tinyformer generate runs/demo/final 'def read_lines(path):' --max-new-tokens 120
 
 test: $(READY)   ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(READY) ## all tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 OLDEST := $(VENV)-oldest
 
@@ -42,7 +44,8 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 test-oldest: $(OLDEST)/.installed ## the model's and tokenizer's tests under the oldest transformers
-	$(OLDEST)/bin/python -m pytest -q tests/model tests/data/test_tokenizer.py tests/publishing
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -q \
+		tests/model tests/data/test_tokenizer.py tests/publishing
 
 check: $(READY)  ## judge, change nothing: format, lint, types, architecture
 	$(BIN)/ruff format --check .
