@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "dropout": 0.1,
     "global_batch_size": 8,
     "micro_batch_size": 2,
-    "max_steps": 24,
+    "max_steps": 48,
     "evaluate_every": 6,
     "save_every_steps": 4,
     "sample_tokens": 3,
@@ -102,7 +102,7 @@ def kill_and_finish(room: Room, run_dir: Path, num_processes: int) -> int:
     for step in KILL_AFTER:
         children = start(room, run_dir, num_processes)
         if step is None:
-            time.sleep(drawn.uniform(0.0, 0.5))  # while it starts or resumes
+            time.sleep(drawn.uniform(0.0, 0.2))  # while it starts or resumes
         else:
             wait_for_step(run_dir, step)
             time.sleep(drawn.uniform(0.0, 0.03))

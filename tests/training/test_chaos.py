@@ -66,4 +66,4 @@ def test_two_processes_have_the_losses_of_one(report):
                 assert first[key] == pytest.approx(second[key], rel=1e-6)
                 compared += 1
         assert first.get("learning_rate") == second.get("learning_rate")
-    assert compared == 24 + 2 * 4
+    assert compared == 48 + 2 * 8
