@@ -101,7 +101,8 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     Raises:
         DataError: If the prompt is empty and the tokenizer has no token to begin with.
     """
-    ids = list(tokenizer(prompt, split_special_tokens=True)["input_ids"])
+    # Not verbose: a text longer than the context is cut into windows, so its warning is wrong here.
+    ids = list(tokenizer(prompt, split_special_tokens=True, verbose=False)["input_ids"])
     return ids or [_first_token(tokenizer)]
 
 
