@@ -1,7 +1,8 @@
 """Train a tokenizer and a small Transformer from raw text; the result is a Hugging Face model.
 
-Importing this registers the model with transformers' Auto classes. (transformers has no plug-in
-discovery: without this import, or `trust_remote_code=True`, `AutoModel` does not know it.)
+Importing this registers the model with transformers' Auto classes, and with PEFT. (transformers has
+no plug-in discovery: without this import, or `trust_remote_code=True`, `AutoModel` does not know
+it.)
 """
 
 from transformers import (
@@ -13,6 +14,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from hf_tinyformer.adapters import register_with_peft
 from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
 from hf_tinyformer.model.modeling_tinyformer import (
     TinyFormerForCausalLM,
@@ -35,6 +37,7 @@ AutoModelForSequenceClassification.register(
 AutoModelForTokenClassification.register(
     TinyFormerConfig, TinyFormerForTokenClassification, exist_ok=True
 )
+register_with_peft()
 
 __all__ = [
     "TinyFormerConfig",

@@ -23,7 +23,8 @@ BELOW = {
 BELOW["pipeline"] = BELOW["run_config"] | {"run_config"}
 BELOW["cli"] = BELOW["pipeline"] | {"pipeline", "progress"}
 BELOW["progress"] = BELOW["pipeline"]
-BELOW["__init__"] = {"errors", "model"}
+BELOW["adapters"] = {"model"}
+BELOW["__init__"] = {"errors", "model", "adapters"}
 BELOW["__main__"] = {"cli"}
 
 # What a checkpoint may need wherever it is loaded.
