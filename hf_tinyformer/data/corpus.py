@@ -5,7 +5,7 @@ import hashlib
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -150,9 +150,9 @@ def _list_standard_library() -> list[Path]:
     return sorted(files, key=lambda file: file.relative_to(root).as_posix())
 
 
-def _read_standard_library() -> Iterator[Document]:
+def _read_standard_library(files: Sequence[Path]) -> Iterator[Document]:
     root = Path(sysconfig.get_path("stdlib"))
-    for file in _list_standard_library():
+    for file in files:
         name = f"python-stdlib/{file.relative_to(root).as_posix()}:1"
         for document in read_file(file, ""):
             yield Document(document.text, name)
@@ -189,12 +189,13 @@ def _open_dataset(config: DataConfig) -> "datasets.Dataset":
     return saved[config.dataset_split]
 
 
-def _read_dataset(config: DataConfig) -> Iterator[Document]:
+def _read_dataset(config: DataConfig, start: int, stop: int) -> Iterator[Document]:
     dataset = _open_dataset(config)
     name = str(config.dataset)
     check_column(dataset.features.arrow_schema, config.text_field, name)
-    row = 1
-    columns = dataset.select_columns([config.text_field]).with_format("arrow")
+    row = start + 1
+    rows = dataset.select(range(start, min(stop, len(dataset))))
+    columns = rows.select_columns([config.text_field]).with_format("arrow")
     for table in columns.iter(batch_size=512):
         yield from read_column(table.column(0), config.text_field, name, row)
         row += table.num_rows
@@ -218,24 +219,124 @@ def read_files(key: str, patterns: Sequence[str], text_field: str) -> Iterator[D
         yield from read_file(file, text_field)
 
 
-def _read_corpus(config: DataConfig) -> Iterator[Document]:
+def _describe_file(file: Path) -> list[str | int]:
+    # An absolute path would tell whose machine this was; name, size and time identify enough.
+    name = file.name if file.is_absolute() else file.as_posix()
+    status = file.stat()
+    return [name, status.st_size, status.st_mtime_ns]
+
+
+def _describe_corpus(config: DataConfig) -> dict[str, Any]:
     if config.builtin is not None:
-        return _read_standard_library()
-    if config.dataset is not None:
-        return _read_dataset(config)
-    return read_files("data.files", config.files, config.text_field)
+        files = _list_standard_library()
+        size = sum(file.stat().st_size for file in files)
+        version = platform.python_version()
+        return {"builtin": config.builtin, "python": version, "files": len(files), "bytes": size}
+    if config.dataset is None:
+        files = _list_files("data.files", config.files)
+        return {"files": [_describe_file(file) for file in files]}
+    folder = Path(config.dataset).expanduser()
+    if folder.is_dir():
+        saved = sorted(file for file in folder.rglob("*") if file.is_file())
+        return {"saved": [_describe_file(file) for file in saved], "split": config.dataset_split}
+    return {
+        "dataset": config.dataset,
+        "config": config.dataset_config,
+        "split": config.dataset_split,
+    }
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the corpus that is read alone: the unit of resumable, distributable work."""
+
+    name: str
+    """Unique in the corpus: the source's name and a number, such as `wiki/00003`."""
+
+    source: str
+    """Name of the source it belongs to; `corpus` when the settings name only one."""
+
+    description: dict[str, Any]
+    """JSON values that say what is in it, without an absolute path: names, sizes and times of
+    files, a range in them, and where the split cuts it. Equal descriptions, equal documents."""
+
+    files: tuple[Path, ...] = field(default=(), compare=False, repr=False)
+    """Where its files lie on this machine."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What `data.on_error=skip` left out."""
+
+    place: str
+    """`path:line:byte`, as far as it is known."""
+
+    reason: str
+    """The error that stands in the way, in one line."""
+
+
+PART_BYTES = 64 << 20
+"""Small files are read together until they have this many bytes."""
+
+_ROWS_A_PART = 1 << 17
+
+
+def _group_files(files: Sequence[Path]) -> Iterator[list[Path]]:
+    group: list[Path] = []
+    size = 0
+    for file in files:
+        more = file.stat().st_size
+        if group and size + more > PART_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += more
+    if group:
+        yield group
+
+
+def _plan_files(source: str, files: Sequence[Path]) -> list[Part]:
+    return [
+        Part(
+            f"{source}/{number:05d}",
+            source,
+            {"files": [_describe_file(file) for file in group]},
+            tuple(group),
+        )
+        for number, group in enumerate(_group_files(files))
+    ]
+
+
+def _plan_corpus(config: DataConfig) -> list[Part]:
+    if config.builtin is not None:
+        parts = _plan_files("corpus", _list_standard_library())
+        described = {"builtin": config.builtin, "python": platform.python_version()}
+        return [Part(p.name, p.source, described | p.description, p.files) for p in parts]
+    if config.dataset is None:
+        return _plan_files("corpus", _list_files("data.files", config.files))
+    described = _describe_corpus(config)
+    num_rows = len(_open_dataset(config))
+    return [
+        Part(f"corpus/{number:05d}", "corpus", described | {"rows": [row, row + _ROWS_A_PART]})
+        for number, row in enumerate(range(0, max(num_rows, 1), _ROWS_A_PART))
+    ]
+
+
+def _read_whole(config: DataConfig, part: Part) -> Iterator[Document]:
+    """Read a part's documents before they are split."""
+    if config.builtin is not None and part.source == "corpus":
+        yield from _read_standard_library(part.files)
+    elif "rows" in part.description:
+        start, stop = part.description["rows"]
+        yield from _read_dataset(config, start, stop)
+    else:
+        for file in part.files:
+            yield from read_file(file, config.text_field)
 
 
 def _falls_into_validation(text: str, fraction: float) -> bool:
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
-
-
-def _split_by_hash(config: DataConfig, split: Split) -> Iterator[Document]:
-    wanted = split == "validation"
-    for document in _read_corpus(config):
-        if _falls_into_validation(document.text, config.validation_fraction) == wanted:
-            yield document
 
 
 def _cut(document: Document, place: int) -> tuple[Document, Document]:
@@ -245,34 +346,86 @@ def _cut(document: Document, place: int) -> tuple[Document, Document]:
     return Document(head, document.source), Document(rest, later)
 
 
-def _split_tail(config: DataConfig, split: Split) -> Iterator[Document]:
-    total = sum(len(document.text) for document in _read_corpus(config))
-    cut = int(total * (1 - config.validation_fraction))
+def _split_at(documents: Iterator[Document], cut: int) -> Iterator[tuple[Split, Document]]:
+    """Give the first `cut` characters to training and the rest to validation."""
     begin = 0
-    for document in _read_corpus(config):
+    for document in documents:
         end = begin + len(document.text)
-        parts: tuple[Document | None, Document | None]
         if end <= cut:
-            parts = (document, None)
+            yield "train", document
         elif begin >= cut:
-            parts = (None, document)
+            yield "validation", document
         else:
-            parts = _cut(document, cut - begin)
-        part = parts[split == "validation"]
-        if part is not None:
-            yield part
+            head, rest = _cut(document, cut - begin)
+            yield "train", head
+            yield "validation", rest
         begin = end
 
 
-def _choose(config: DataConfig, split: Split) -> Iterator[Document]:
-    if config.validation_files and split == "validation":
-        key = "data.validation_files"
-        return read_files(key, config.validation_files, config.text_field)
+def _plan_tail(config: DataConfig, parts: list[Part]) -> list[Part]:
+    """Add to each part how many of its characters come before the cut."""
+    sizes = [sum(len(document.text) for document in _read_whole(config, part)) for part in parts]
+    cut = int(sum(sizes) * (1 - config.validation_fraction))
+    planned = []
+    for part, size in zip(parts, sizes, strict=True):
+        description = part.description | {"train_characters": max(0, min(cut, size))}
+        planned.append(Part(part.name, part.source, description, part.files))
+        cut -= size
+    return planned
+
+
+def plan_parts(config: DataConfig) -> list[Part]:
+    """Divide the corpus into parts, always the same for the same files and settings.
+
+    Parts come in the order of the sources, and within one in the order of its documents. Files of
+    `validation_files` are parts of a source called `validation`, after all others. With
+    `validation_split=tail`, this reads the corpus once, to count its characters.
+
+    Args:
+        config: Where the corpus is and how it is split.
+
+    Returns:
+        The parts. `read_part` reads them, in any order and any process.
+
+    Raises:
+        DataError: If a glob matches nothing, or something it names cannot be read.
+    """
+    parts = _plan_corpus(config)
     if config.validation_files:
-        return _read_corpus(config)
-    if config.validation_split == "tail":
-        return _split_tail(config, split)
-    return _split_by_hash(config, split)
+        files = _list_files("data.validation_files", config.validation_files)
+        return parts + _plan_files("validation", files)
+    return _plan_tail(config, parts) if config.validation_split == "tail" else parts
+
+
+def read_part(
+    config: DataConfig, part: Part, on_skip: Callable[[Skipped], None] | None = None
+) -> Iterator[tuple[Split, Document]]:
+    """Read one part's documents, each with the split it belongs to, in order.
+
+    Empty documents come too; the token store counts them and leaves them out.
+
+    Args:
+        config: The settings that `plan_parts` had.
+        part: From `plan_parts`.
+        on_skip: Told of everything that `data.on_error=skip` leaves out.
+
+    Yields:
+        Split and document.
+
+    Raises:
+        DataError: If something in the part cannot be used; names file, line and byte.
+    """
+    documents = _read_whole(config, part)
+    if config.validation_files:
+        split: Split = "validation" if part.source == "validation" else "train"
+        for document in documents:
+            yield split, document
+    elif "train_characters" in part.description:
+        yield from _split_at(documents, part.description["train_characters"])
+    else:
+        for document in documents:
+            held_out = _falls_into_validation(document.text, config.validation_fraction)
+            yield "validation" if held_out else "train", document
 
 
 def _nothing_to_read(config: DataConfig, split: Split) -> DataError:
@@ -281,7 +434,8 @@ def _nothing_to_read(config: DataConfig, split: Split) -> DataError:
         return DataError(
             f"{key} has no text for the {split} split: 0 characters. Point it to files with text."
         )
-    num_texts = sum(bool(document.text) for document in _read_corpus(config))
+    parts = _plan_corpus(config)
+    num_texts = sum(bool(d.text) for part in parts for d in _read_whole(config, part))
     if not num_texts:
         return DataError(
             "The corpus has 0 characters, but training needs text. "
@@ -317,38 +471,13 @@ def iterate_documents(config: DataConfig, split: Split) -> Iterator[Document]:
         DataError: If a glob, file, line or record cannot be used, or the split has no text.
     """
     num_characters = 0
-    for document in _choose(config, split):
-        num_characters += len(document.text)
-        yield document
+    for part in plan_parts(config):
+        for side, document in read_part(config, part):
+            if side == split:
+                num_characters += len(document.text)
+                yield document
     if not num_characters:
         raise _nothing_to_read(config, split)
-
-
-def _describe_file(file: Path) -> list[str | int]:
-    # An absolute path would tell whose machine this was; name, size and time identify enough.
-    name = file.name if file.is_absolute() else file.as_posix()
-    status = file.stat()
-    return [name, status.st_size, status.st_mtime_ns]
-
-
-def _describe_corpus(config: DataConfig) -> dict[str, Any]:
-    if config.builtin is not None:
-        files = _list_standard_library()
-        size = sum(file.stat().st_size for file in files)
-        version = platform.python_version()
-        return {"builtin": config.builtin, "python": version, "files": len(files), "bytes": size}
-    if config.dataset is None:
-        files = _list_files("data.files", config.files)
-        return {"files": [_describe_file(file) for file in files]}
-    folder = Path(config.dataset).expanduser()
-    if folder.is_dir():
-        saved = sorted(file for file in folder.rglob("*") if file.is_file())
-        return {"saved": [_describe_file(file) for file in saved], "split": config.dataset_split}
-    return {
-        "dataset": config.dataset,
-        "config": config.dataset_config,
-        "split": config.dataset_split,
-    }
 
 
 def describe_inputs(config: DataConfig) -> dict[str, Any]:
