@@ -225,24 +225,57 @@ def generate(
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if left out.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Talk with a model that has a chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: what it is told first.")] = None,
 ) -> None:
-    """Continue a text, word by word as it comes."""
+    """Continue a text, word by word as it comes; or, with --chat, talk.
+
+    With --chat and a PROMPT, one answer is given. Without one, each line that you type is a turn;
+    /new forgets the conversation, and an empty line ends it.
+    """
     from transformers import TextStreamer
 
     from hf_tinyformer.inference.generation import generate_text
 
     model, tokenizer = _load_checkpoint(checkpoint, device)
-    generate_text(
-        model,
-        tokenizer,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        streamer=TextStreamer(tokenizer, skip_special_tokens=True),
-    )
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "streamer": TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True),
+    }
+    if chat:
+        _talk(model, tokenizer, prompt, system, settings)
+    else:
+        generate_text(model, tokenizer, prompt, **settings)
+
+
+def _talk(
+    model: Any, tokenizer: Any, prompt: str, system: str | None, settings: dict[str, Any]
+) -> None:
+    from hf_tinyformer.inference.chat import Conversation
+
+    conversation = Conversation(model, tokenizer, system=system)
+    if prompt:
+        conversation.reply(prompt, **settings)
+        return
+    is_asked = sys.stdin.isatty()
+    while line := _read_line("> " if is_asked else ""):
+        if line == "/new":
+            conversation.forget()
+        else:
+            conversation.reply(line, **settings)
+
+
+def _read_line(question: str) -> str:
+    try:
+        return input(question).strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""
 
 
 @app.command()

@@ -6,7 +6,7 @@ full, the older half is dropped and the rest is read again from position 0. So n
 again is paid once per half window rather than once per token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -120,7 +120,7 @@ def _fit_into_context(ids: list[int], context: int | None, wanted: int) -> tuple
 
 
 def _sampling_settings(
-    tokenizer: Any, temperature: float, top_k: int, top_p: float
+    tokenizer: Any, stop_ids: list[int], temperature: float, top_k: int, top_p: float
 ) -> dict[str, Any]:
     # Greedy search gets the neutral values, or transformers warns of settings that have no effect.
     sampling = temperature > 0
@@ -130,7 +130,7 @@ def _sampling_settings(
         "top_k": top_k if sampling else 50,
         "top_p": float(top_p) if sampling else 1.0,
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": stop_ids or None,
         "pad_token_id": tokenizer.pad_token_id,
     }
 
@@ -138,7 +138,7 @@ def _sampling_settings(
 def generate_text(
     model: Any,
     tokenizer: Any,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_new_tokens: int = 128,
     temperature: float = TEMPERATURE,
@@ -146,6 +146,7 @@ def generate_text(
     top_p: float = TOP_P,
     seed: int | None = None,
     streamer: Any = None,
+    stop_token_ids: Collection[int] = (),
 ) -> str:
     """Continue a prompt until `</s>` or until enough tokens are written.
 
@@ -155,7 +156,7 @@ def generate_text(
     Args:
         model: A causal language model with `generate`; its training mode is the same afterwards.
         tokenizer: Its tokenizer.
-        prompt: Text to continue; may be empty.
+        prompt: Text to continue, which may be empty, or its token ids, of which there is one.
         max_new_tokens: Most tokens to write.
         temperature: Divides the logits: 0 takes the likeliest token each time, 1 samples from the
             model's own distribution.
@@ -165,6 +166,7 @@ def generate_text(
         seed: The same seed on the same machine gives the same text. None: another each time. The
             global random state is untouched either way.
         streamer: A transformers streamer, fed with the prompt's tokens and then with each new one.
+        stop_token_ids: Tokens that end the text as `</s>` does, such as the end of a turn.
 
     Returns:
         The new text, without the prompt and without special tokens.
@@ -176,10 +178,11 @@ def generate_text(
     from transformers import GenerationConfig
 
     _check_settings(max_new_tokens, temperature, top_k, top_p)
-    ids = encode_prompt(tokenizer, prompt)
+    ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     num_prompt_tokens = len(ids)
     context = getattr(model.config, "max_position_embeddings", None)
-    settings = _sampling_settings(tokenizer, temperature, top_k, top_p)
+    stop_ids = sorted({tokenizer.eos_token_id, *stop_token_ids} - {None})
+    settings = _sampling_settings(tokenizer, stop_ids, temperature, top_k, top_p)
     if streamer is not None:
         streamer.put(torch.tensor([ids]))
     relay = None if streamer is None else _WindowStreamer(streamer)
@@ -194,7 +197,7 @@ def generate_text(
                 streamer=relay,
             )
             ids = ids + output[0, len(window) :].tolist()
-            if ids[-1] == tokenizer.eos_token_id:
+            if ids[-1] in stop_ids:
                 break
     if streamer is not None:
         streamer.end()
