@@ -122,6 +122,42 @@ def _publish(staging: Path, path: Path) -> None:
     fault("old folder removed")
 
 
+def publish_folder(
+    staging: Path,
+    path: Path,
+    *,
+    kind: str,
+    facts: Mapping[str, Any],
+    known: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Give a folder that is filled its manifest and, in one step, its final name.
+
+    Args:
+        staging: The filled folder, on the same disk as `path`.
+        path: Where it will stand. An older folder there is replaced.
+        kind: What it is, checked by `read_manifest`.
+        facts: JSON values that later stages need.
+        known: `size` and `sha256` of files, by their names in the folder, that an earlier manifest
+            vouches for: they are on disk, and not read again.
+    """
+    _recover(path)
+    files = {}
+    for file in _list_files(staging):
+        name = file.relative_to(staging).as_posix()
+        if name == MANIFEST_NAME:  # of an attempt that was killed
+            continue
+        if known is not None and name in known:
+            files[name] = dict(known[name])
+            continue
+        _flush_to_disk(file)
+        files[name] = {"size": file.stat().st_size, "sha256": hash_file(file)}
+        fault(f"{name} flushed")
+    manifest = {"format": FORMAT_VERSION, "kind": kind, "facts": dict(facts), "files": files}
+    write_text(staging / MANIFEST_NAME, _render_manifest(manifest))
+    _flush_to_disk(staging)
+    _publish(staging, path)
+
+
 @contextmanager
 def write_folder(path: Path, *, kind: str, facts: Mapping[str, Any]) -> Iterator[Path]:
     """Write a folder so that it appears whole or not at all.
@@ -142,21 +178,7 @@ def write_folder(path: Path, *, kind: str, facts: Mapping[str, Any]) -> Iterator
     fault("folder begun")
     try:
         yield staging
-        files = {}
-        for file in _list_files(staging):
-            _flush_to_disk(file)
-            name = file.relative_to(staging).as_posix()
-            files[name] = {"size": file.stat().st_size, "sha256": hash_file(file)}
-            fault(f"{name} flushed")
-        manifest = {
-            "format": FORMAT_VERSION,
-            "kind": kind,
-            "facts": dict(facts),
-            "files": files,
-        }
-        write_text(staging / MANIFEST_NAME, _render_manifest(manifest))
-        _flush_to_disk(staging)
-        _publish(staging, path)
+        publish_folder(staging, path, kind=kind, facts=facts)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         _recover(path)

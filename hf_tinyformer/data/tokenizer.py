@@ -205,7 +205,8 @@ def train_tokenizer(
     )
 
 
-def _document_frame(tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], list[int]]:
+def document_frame(tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], list[int]]:
+    """Return the ids that stand before and after every document, such as `<s>` and `</s>`."""
     # A tokenizer from elsewhere does not say; then a document gets what the tokenizer has.
     begin = tokenizer.init_kwargs.get("documents_begin_with_bos", True)
     end = tokenizer.init_kwargs.get("documents_end_with_eos", True)
@@ -228,7 +229,7 @@ def encode_documents(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str])
         Token ids, one list a document.
     """
     backend = tokenizer.backend_tokenizer
-    prefix, suffix = _document_frame(tokenizer)
+    prefix, suffix = document_frame(tokenizer)
     parses_special_tokens = not backend.encode_special_tokens
     # Padding or truncation left over from a call would otherwise apply here.
     backend.no_padding()
@@ -249,7 +250,7 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = ("added_tokens", "normalizer", "pre_tokenizer", "model")
-    frame = _document_frame(tokenizer)
+    frame = document_frame(tokenizer)
     return fingerprint([{part: rules[part] for part in parts}, frame])
 
 
@@ -330,7 +331,7 @@ def show_tokens(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[tuple[i
     Returns:
         Pairs of id and piece. A piece that is a part of a character reads as its bytes: `\xed\x95`.
     """
-    prefix, suffix = _document_frame(tokenizer)
+    prefix, suffix = document_frame(tokenizer)
     ids = encode_documents(tokenizer, [text])[0]
     ids = ids[len(prefix) : len(ids) - len(suffix)]
     table = _bytes_of_letters()
