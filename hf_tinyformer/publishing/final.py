@@ -109,13 +109,34 @@ def _write_generation_config(folder: Path, model: Any, tokenizer: Any) -> None:
     ).save_pretrained(folder)
 
 
-def _scrub_settings(folder: Path) -> None:
+def scrub_settings(folder: Path) -> None:
+    """Take out of a folder's settings what transformers wrote of where they came from."""
     for path in folder.glob("*.json"):
         settings = _read_json(path)
         if any(key in settings for key in LOCAL_KEYS):
             kept = {key: value for key, value in settings.items() if key not in LOCAL_KEYS}
             text = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
             path.write_text(text, encoding="utf-8")
+
+
+def write_model_files(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write what loads: weights, configuration, tokenizer and the model's own source files.
+
+    Args:
+        folder: An existing folder.
+        model: A TinyFormer, unwrapped.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ArtifactError: If a source file that the checkpoint needs is missing.
+    """
+    model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        # safetensors makes files that only their owner may read.
+        shutil.copymode(folder / "config.json", weights)
+    write_tokenizer_files(tokenizer, folder)
+    scrub_settings(folder)
+    _write_code(folder)
 
 
 def _check_pair(model: Any, tokenizer: Any) -> None:
@@ -219,14 +240,8 @@ def write_final(
     has_curve = curve is not None and curve.is_file()
     sample = _make_sample(model, tokenizer, card_facts.sample_prompt)
     with write_folder(folder, kind="final", facts=dict(facts or {})) as staging:
-        model.save_pretrained(staging)
-        for weights in staging.glob("*.safetensors"):
-            # safetensors makes files that only their owner may read.
-            shutil.copymode(staging / "config.json", weights)
-        write_tokenizer_files(tokenizer, staging)
+        write_model_files(staging, model, tokenizer)
         _write_generation_config(staging, model, tokenizer)
-        _scrub_settings(staging)
-        _write_code(staging)
         if curve is not None and has_curve:
             shutil.copyfile(curve, staging / CURVE_NAME)
         card = render_card(
