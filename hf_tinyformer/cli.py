@@ -279,6 +279,25 @@ def _read_line(question: str) -> str:
 
 
 @app.command()
+def demo(
+    checkpoint: CheckpointArgument,
+    host: Annotated[
+        str, typer.Option(help="Address; this machine only if left out.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 7860,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if left out.")] = None,
+) -> None:
+    """Open a page where the model writes token by token and shows its attention."""
+    from hf_tinyformer.inference.demo import build_page, serve_page
+
+    model, tokenizer = _load_checkpoint(checkpoint, device)
+    page = build_page(model, tokenizer, name=Path(checkpoint).resolve().parent.name or checkpoint)
+    address = serve_page(page, host=host, port=port, block=False)
+    _say(f"{checkpoint} is at {address}. Ctrl-C ends it.")
+    page.block_thread()
+
+
+@app.command()
 def info(
     source: Annotated[str, typer.Argument(help="YAML file of a run, or folder of a model.")],
     overrides: OverridesArgument = None,
