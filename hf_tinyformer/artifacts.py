@@ -300,3 +300,12 @@ def read_manifest(path: Path, *, kind: str, check_hashes: bool = False) -> dict[
                 f"The folder is damaged: delete {path} and make it again."
             )
     return dict(manifest["facts"])
+
+
+def read_file_hashes(path: Path) -> dict[str, dict[str, Any]]:
+    """Return `size` and `sha256` of each file that a folder's manifest vouches for, by name.
+
+    Raises:
+        ArtifactError: If the folder has no whole manifest.
+    """
+    return dict(_load_manifest(path)["files"])

@@ -7,6 +7,7 @@ last one stopped, whatever stopped it.
 import logging
 import platform
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,21 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerFast
 
 from hf_tinyformer.artifacts import fingerprint, read_manifest, write_text
-from hf_tinyformer.data.corpus import DataConfig, describe_inputs, iterate_documents
+from hf_tinyformer.data.corpus import (
+    DataConfig,
+    describe_inputs,
+    iterate_documents,
+    plan_parts,
+    read_part,
+)
+from hf_tinyformer.data.preparation import prepare_token_store
 from hf_tinyformer.data.tokenizer import (
     load_tokenizer,
     save_tokenizer,
     tokenizer_fingerprint,
     train_tokenizer,
 )
-from hf_tinyformer.data.tokens import TokenStores, open_token_store, write_token_store
+from hf_tinyformer.data.tokens import STORE_LAYOUT, TokenStores, open_token_store
 from hf_tinyformer.errors import ArtifactError
 from hf_tinyformer.inference.evaluation import Evaluation
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
@@ -99,16 +107,17 @@ def prepare_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Tok
         Both splits, open for reading.
     """
     folder = config.run_dir / "tokens"
-    inputs = fingerprint([describe_inputs(config.data), tokenizer_fingerprint(tokenizer)])
+    described = describe_inputs(config.data)
+    inputs = fingerprint([STORE_LAYOUT, described, tokenizer_fingerprint(tokenizer)])
     if not _holds(folder, kind="tokens", inputs=inputs):
         logger.info("cutting the text into tokens")
-        write_token_store(
+        prepare_token_store(
             folder,
             tokenizer=tokenizer,
-            documents={
-                split: iterate_documents(config.data, split) for split in ("train", "validation")
-            },
+            parts=plan_parts(config.data),
+            read=partial(read_part, config.data),
             facts={"inputs": inputs},
+            rules={key: value for key, value in described.items() if key != "corpus"},
         )
     return open_token_store(folder)
 

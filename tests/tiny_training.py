@@ -10,7 +10,8 @@ import torch
 
 from hf_tinyformer.data.corpus import DataConfig, Document
 from hf_tinyformer.data.tokenizer import TokenizerConfig, train_tokenizer
-from hf_tinyformer.data.tokens import open_token_store, write_token_store
+from hf_tinyformer.data.preparation import write_token_store
+from hf_tinyformer.data.tokens import open_token_store
 from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
 from hf_tinyformer.training.checkpoint import MODEL_NAME, OPTIMIZER_NAME
@@ -93,7 +94,7 @@ def build_room(folder: Path) -> Room:
     documents = make_documents(0, 60)
     texts = (document.text for document in documents)
     tokenizer = train_tokenizer(
-        TokenizerConfig(kind="char"), texts, sequence_length=SEQUENCE_LENGTH
+        TokenizerConfig(kind="syllable", byte_fallback=False), texts, sequence_length=SEQUENCE_LENGTH
     )
     write_token_store(
         folder / "tokens",

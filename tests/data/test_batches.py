@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hf_tinyformer.data.batches import TrainingBatches, validation_batches
 from hf_tinyformer.data.documents import Document
-from hf_tinyformer.data.tokens import open_token_store, write_token_store
+from hf_tinyformer.data.preparation import write_token_store
+from hf_tinyformer.data.tokens import open_token_store
 from hf_tinyformer.errors import DataError
 
 

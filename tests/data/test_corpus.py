@@ -94,11 +94,31 @@ def test_a_glob_that_matches_nothing_is_named_with_the_working_folder(tmp_path):
         texts(DataConfig(files=["a.txt"], validation_files=["v.txt"]), "validation")
 
 
-def test_a_folder_in_place_of_a_glob_is_named():
-    write("texts/a.txt", "a")
+def test_a_folder_is_every_readable_file_below_it_and_says_what_it_left_out(caplog):
+    for name in ("b.txt", "a/deep/c.md", "a/b.rs", ".hidden/d.txt", ".e.txt", "f.png", "g"):
+        write(f"texts/{name}", name)
 
-    with pytest.raises(DataError, match=r"data\.files has 'texts', which is a folder"):
+    with caplog.at_level("INFO", logger="hf_tinyformer.data.files"):
+        assert texts(with_validation(files=["texts"])) == ["a/b.rs", "a/deep/c.md", "b.txt"]
+
+    assert "files of other kinds in texts are left out: 1 .png, 1 no ending" in caplog.text
+
+
+def test_a_folder_without_readable_files_is_named():
+    write("texts/a.png", "a")
+
+    with pytest.raises(DataError, match=r"data\.files has 'texts', which is a folder without"):
         texts(DataConfig(files=["texts"]))
+
+
+def test_a_loop_of_linked_folders_adds_nothing_but_linked_folders_are_entered():
+    write("other/b.txt", "b")
+    write("texts/a.txt", "a")
+    Path("texts/loop").symlink_to("../texts")
+    Path("texts/other").symlink_to("../other")
+
+    assert texts(with_validation(files=["texts"])) == ["a", "b"]
+    assert texts(with_validation(files=["texts/**/*.txt"])) == ["a", "b"]
 
 
 def test_an_unknown_ending_is_named():
@@ -224,7 +244,7 @@ def test_a_corpus_without_text_is_an_error():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"0 of data\.files, data\.dataset and data\.builtin"),
+        ({}, r"0 of data\.files, data\.dataset, data\.builtin and data\.sources are set"),
         ({"files": ["a"], "builtin": "python-stdlib"}, r"2 of data\.files"),
         ({"files": ["a"], "validation_fraction": 0.0}, r"validation_fraction is 0\.0, but"),
         ({"files": ["a"], "sequence_length": 1}, r"sequence_length is 1, but"),
@@ -297,20 +317,6 @@ def test_a_hub_data_set_out_of_reach_is_one_line():
         texts(DataConfig(dataset="some/set"))
 
     assert "\n" not in str(e.value)
-
-
-def test_a_hub_data_set_is_asked_for_by_name_configuration_and_split(monkeypatch):
-    asked = {}
-
-    def load_dataset(name, config, *, split):
-        asked.update(name=name, config=config, split=split)
-        return datasets.Dataset.from_dict({"text": ["from the hub"]})
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    config = with_validation(dataset="some/set", dataset_config="ko", dataset_split="test")
-
-    assert texts(config) == ["from the hub"]
-    assert asked == {"name": "some/set", "config": "ko", "split": "test"}
 
 
 # The standard library
@@ -394,7 +400,8 @@ def test_preparing_text_prints_nothing_and_warns_of_nothing_also_when_a_program_
     program = (
         "from hf_tinyformer.data.corpus import DataConfig, iterate_documents\n"
         "from hf_tinyformer.data.tokenizer import TokenizerConfig, train_tokenizer\n"
-        "from hf_tinyformer.data.tokens import open_token_store, write_token_store\n"
+        "from hf_tinyformer.data.preparation import write_token_store\n"
+        "from hf_tinyformer.data.tokens import open_token_store\n"
         "from pathlib import Path\n"
         "import subprocess\n"
         "config = DataConfig(files=['a.txt'], validation_split='tail')\n"

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_tinyformer.data import tokens as tokens_module
+from hf_tinyformer.artifacts import write_folder
+from hf_tinyformer.data import preparation
 from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.tokenizer import (
     TokenizerConfig,
@@ -17,7 +18,8 @@ from hf_tinyformer.data.tokenizer import (
     tokenizer_fingerprint,
     train_tokenizer,
 )
-from hf_tinyformer.data.tokens import TokenStore, open_token_store, write_token_store
+from hf_tinyformer.data.preparation import write_token_store
+from hf_tinyformer.data.tokens import TokenStore, open_token_store
 from hf_tinyformer.errors import ArtifactError, DataError
 
 
@@ -39,14 +41,14 @@ def read_documents(store: TokenStore) -> list[list[int]]:
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Many record batches and files, so that reads cross them."""
-    monkeypatch.setattr(tokens_module, "_DOCUMENTS_AT_ONCE", 3)
-    monkeypatch.setattr(tokens_module, "_TOKENS_A_BATCH", 12)
-    monkeypatch.setattr(tokens_module, "_TOKENS_A_FILE", 40)
+    monkeypatch.setattr(preparation, "_DOCUMENTS_AT_ONCE", 3)
+    monkeypatch.setattr(preparation, "_TOKENS_A_BATCH", 12)
+    monkeypatch.setattr(preparation, "_TOKENS_A_FILE", 40)
 
 
 @pytest.fixture(scope="module")
 def ab():
-    return train_tokenizer(TokenizerConfig(kind="char"), ["ab한"], sequence_length=8)
+    return train_tokenizer(TokenizerConfig(kind="syllable", byte_fallback=False), ["ab한"], sequence_length=8)
 
 
 def test_tokens_documents_and_bytes_are_counted_by_hand(tmp_path, ab):
@@ -98,14 +100,14 @@ def test_a_store_of_many_files_reads_as_one(tmp_path, bpe, texts, small_pieces):
 
     store = open_token_store(tmp_path / "t").train
 
-    assert len(list((tmp_path / "t" / "train").glob("*.arrow"))) > 10
+    assert len(list((tmp_path / "t").glob("parts/*/*/train-*.arrow"))) > 10
     assert read_documents(store) == encode_documents(bpe, texts)
 
 
 def test_how_documents_are_batched_leaves_the_fingerprint_alone(tmp_path, bpe, texts, monkeypatch):
     write(tmp_path / "a", bpe, texts, texts[:2])
-    monkeypatch.setattr(tokens_module, "_DOCUMENTS_AT_ONCE", 7)
-    monkeypatch.setattr(tokens_module, "_TOKENS_A_BATCH", 50)
+    monkeypatch.setattr(preparation, "_DOCUMENTS_AT_ONCE", 7)
+    monkeypatch.setattr(preparation, "_TOKENS_A_BATCH", 50)
     write(tmp_path / "b", bpe, texts, texts[:2])
 
     fingerprints = {open_token_store(tmp_path / name).fingerprint for name in "ab"}
@@ -120,15 +122,16 @@ def test_the_same_corpus_prepared_elsewhere_gives_the_same_bytes(tmp_path, bpe, 
 
     one, other = tmp_path / "one" / "deep" / "tokens", tmp_path / "other" / "deep" / "tokens"
     names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    assert len(names) == 7  # the manifest and, for each split, one data and two description files
+    # The store's and the part's manifest; for each split, one data and two description files.
+    assert len(names) == 8
     for name in names:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
         assert str(tmp_path).encode() not in (one / name).read_bytes()
 
 
 def test_the_fingerprint_changes_with_text_order_boundary_split_and_tokenizer(tmp_path, ab):
-    other = train_tokenizer(TokenizerConfig(kind="char"), ["abc한"], sequence_length=8)
-    plain = TokenizerConfig(kind="char", add_bos_token=False, add_eos_token=False)
+    other = train_tokenizer(TokenizerConfig(kind="syllable", byte_fallback=False), ["abc한"], sequence_length=8)
+    plain = TokenizerConfig(kind="syllable", byte_fallback=False, add_bos_token=False, add_eos_token=False)
     bare = train_tokenizer(plain, ["ab한"], sequence_length=8)
     cases = [
         (ab, ["ab", "b"], ["a"]),
@@ -152,7 +155,8 @@ def test_anyone_with_datasets_can_read_a_store(tmp_path, ab):
     write(tmp_path / "t", ab, ["ab", "한"], ["a"])
 
     loaded = datasets.load_from_disk(str(tmp_path / "t" / "train"))
-    single = datasets.Dataset.from_file(str(tmp_path / "t" / "train" / "tokens-00000.arrow"))
+    file = tmp_path / "t" / "parts" / "corpus" / "00000" / "train-00000.arrow"
+    single = datasets.Dataset.from_file(str(file))
 
     for found in (loaded, single):
         assert found["input_ids"][:] == [[1, 4, 5, 2], [1, 6, 2]]
@@ -163,7 +167,7 @@ def test_anyone_with_datasets_can_read_a_store(tmp_path, ab):
 def test_a_vocabulary_beyond_sixteen_bits_is_stored_in_thirty_two(tmp_path):
     # 65,533 characters and 4 special tokens make 65,537: one more than 16 bits can number.
     characters = "".join(chr(code) for code in range(0x20000, 0x20000 + 65_533))
-    config = TokenizerConfig(kind="char")
+    config = TokenizerConfig(kind="syllable", byte_fallback=False)
     large = train_tokenizer(config, [characters], sequence_length=8)
     fits = train_tokenizer(config, [characters[:-1]], sequence_length=8)
 
@@ -172,10 +176,10 @@ def test_a_vocabulary_beyond_sixteen_bits_is_stored_in_thirty_two(tmp_path):
 
     stores = open_token_store(tmp_path / "large")
     assert stores.train.read(0, 4).tolist() == [1, 65_536, 4, 2]
-    assert stores.facts["splits"]["train"]["dtype"] == "uint32"
+    assert stores.facts["dtype"] == "uint32"
     stores = open_token_store(tmp_path / "fits")
     assert stores.train.read(0, 4).tolist() == [1, 65_535, 4, 2]
-    assert stores.facts["splits"]["train"]["dtype"] == "uint16"
+    assert stores.facts["dtype"] == "uint16"
 
 
 def test_special_tokens_in_a_document_are_stored_as_letters(tmp_path, bpe):
@@ -193,21 +197,17 @@ def test_the_store_is_mapped_and_not_copied(tmp_path, bpe, texts):
 
     store = open_token_store(tmp_path / "t").train
 
-    for view in (*store._ids, *store._offsets):
+    assert not store._mapped
+    store.read(0, 2)
+    (mapped,) = store._mapped.values()
+    for view in (*mapped.ids, *mapped.offsets):
         assert not view.flags.owndata
         assert not view.flags.writeable
     maps = Path("/proc/self/maps")
     if maps.exists():  # Linux
-        assert "tokens-00000.arrow" in maps.read_text()
-
-
-def test_progress_names_the_split_and_ends_at_all_bytes(tmp_path, ab, small_pieces):
-    seen = []
-    texts = ["ab한"] * 7
-
-    write(tmp_path / "t", ab, texts, ["a"], on_progress=lambda *news: seen.append(news))
-
-    assert seen == [("train", 15), ("train", 30), ("train", 35), ("validation", 1)]
+        assert "train-00000.arrow" in maps.read_text()
+        descriptors = [link.resolve().name for link in Path("/proc/self/fd").iterdir()]
+        assert "train-00000.arrow" not in descriptors  # thousands may be mapped, not held open
 
 
 def test_facts_of_the_caller_are_kept(tmp_path, ab):
@@ -246,7 +246,7 @@ def test_an_error_of_the_corpus_leaves_the_older_store_alone(tmp_path, ab):
 
 
 def test_a_document_too_large_for_the_format_is_named(tmp_path, ab, monkeypatch):
-    monkeypatch.setattr(tokens_module, "_LARGEST_DOCUMENT", 4)
+    monkeypatch.setattr(preparation, "_LARGEST_DOCUMENT", 4)
 
     with pytest.raises(DataError, match=r"t:2 is one document of 5 bytes, but .* have 4"):
         write(tmp_path / "t", ab, ["ab", "ababa"], ["a"])
@@ -255,7 +255,7 @@ def test_a_document_too_large_for_the_format_is_named(tmp_path, ab, monkeypatch)
 def test_a_missing_cut_or_changed_file_is_named(tmp_path, bpe, texts):
     whole = tmp_path / "whole"
     write(whole, bpe, texts, texts[:2])
-    name = "train/tokens-00000.arrow"
+    name = "parts/corpus/00000/train-00000.arrow"
 
     with pytest.raises(ArtifactError, match=r"gone has no manifest\.json"):
         open_token_store(tmp_path / "gone")
@@ -275,17 +275,31 @@ def test_a_missing_cut_or_changed_file_is_named(tmp_path, bpe, texts):
         open_token_store(changed, check_hashes=True)
 
 
-def test_rubbish_of_the_right_size_is_an_error_without_hashing(tmp_path, bpe, texts):
+def test_rubbish_of_the_right_size_is_an_error_when_it_is_read(tmp_path, bpe, texts):
     write(tmp_path / "t", bpe, texts, texts[:2])
-    file = tmp_path / "t" / "train" / "tokens-00000.arrow"
+    file = tmp_path / "t" / "parts" / "corpus" / "00000" / "train-00000.arrow"
     file.write_bytes(bytes(file.stat().st_size))
+    store = open_token_store(tmp_path / "t").train
 
-    with pytest.raises(ArtifactError, match=r"train (cannot be read as a data set|holds 0 tokens)"):
-        open_token_store(tmp_path / "t")
+    with pytest.raises(ArtifactError, match=r"arrow (cannot be read as Arrow|holds 0 tokens)"):
+        store.read(0, 2)
 
 
 def test_files_that_do_not_fit_the_counts_are_an_error(tmp_path, ab):
     write(tmp_path / "t", ab, ["ab"], ["a"])
 
-    with pytest.raises(ArtifactError, match=r"train holds 4 tokens in 1 documents, but .* says 5"):
-        TokenStore(tmp_path / "t" / "train", {"tokens": 5, "documents": 1, "bytes": 2})
+    files = [["parts/corpus/00000/train-00000.arrow", 5, 1]]
+    store = TokenStore(tmp_path / "t", files, num_bytes=2)
+
+    with pytest.raises(ArtifactError, match=r"arrow holds 4 tokens in 1 documents, but .* says 5"):
+        store.read(0, 2)
+
+
+def test_a_store_of_another_layout_is_refused(tmp_path, ab):
+    write(tmp_path / "t", ab, ["ab"], ["a"])
+    facts = open_token_store(tmp_path / "t").facts
+    with write_folder(tmp_path / "old", kind="tokens", facts={**facts, "layout": 1}):
+        pass
+
+    with pytest.raises(ArtifactError, match=r"old has layout 1, but this version reads layout 2"):
+        open_token_store(tmp_path / "old")
