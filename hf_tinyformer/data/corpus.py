@@ -1,66 +1,83 @@
-"""Where text comes from: files, saved data sets, the Hub, or the running Python's own library."""
+"""The corpus: its sources in parts, its documents in order, and which of them are held out.
 
-import glob
+    sources ──> parts ──> documents ──> train | validation
+
+A part is what one process prepares at a time. Parts can be read alone, in any order and anywhere;
+read in their order they are the corpus.
+"""
+
 import hashlib
-import os
-import platform
-import sysconfig
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from hf_tinyformer.data.documents import (
-    READABLE,
-    Document,
-    check_column,
-    file_kind,
-    read_column,
-    read_file,
+from hf_tinyformer.data.documents import Document, Refuse, Skipped, refuse_all
+from hf_tinyformer.data.files import list_files, read_files
+from hf_tinyformer.data.hub_datasets import describe_dataset, needs_pin, pin_revision
+from hf_tinyformer.data.parts import PART_BYTES, Part, plan_files, plan_source, read_source
+from hf_tinyformer.data.sources import (
+    Source,
+    WeightedSource,
+    check_source,
+    describe_file,
+    describe_standard_library,
+    rule_of,
 )
 from hf_tinyformer.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    import datasets
+__all__ = [
+    "PART_BYTES",
+    "DataConfig",
+    "Document",
+    "Part",
+    "Skipped",
+    "Split",
+    "describe_inputs",
+    "iterate_documents",
+    "pin_revisions",
+    "plan_parts",
+    "read_files",
+    "read_part",
+]
+
+logger = logging.getLogger(__name__)
 
 Split = Literal["train", "validation"]
 
+ONLY_SOURCE = "corpus"
+"""Name of the source when the settings name just one."""
+
+HELD_OUT = "validation"
+"""Name of the source that `validation_files` make."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Source):
     """Which text is read, how it is split, and how rows are cut from it.
 
-    Exactly one of `files`, `dataset` and `builtin` names the corpus.
+    Either one source is set here, or several under `sources`.
     """
 
-    files: list[str] = field(default_factory=list)
-    """Globs of .txt, .md, .py (one document a file), .jsonl and .parquet (one document a record),
-    each also .gz or .xz. `**` enters folders."""
+    sources: dict[str, WeightedSource] = field(default_factory=dict)
+    """Several sources by name, each with the settings above and a `weight`. Training rows are
+    drawn from them by weight; changing a weight cuts no text anew."""
 
-    dataset: str | None = None
-    """A folder saved by `datasets`, or the id of a data set on the Hub."""
-
-    dataset_config: str | None = None
-    """Configuration of the Hub data set, such as a language."""
-
-    dataset_split: str = "train"
-    """Split of the data set to read."""
-
-    builtin: Literal["python-stdlib"] | None = None
-    """A corpus that is always there, offline: the source files of the running Python."""
-
-    text_field: str = "text"
-    """Field (jsonl) or column (parquet, data sets) that holds the text."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """`raise` stops at the first file or record that cannot be used; `skip` leaves it out, counts
+    it and lists it with the tokens."""
 
     validation_files: list[str] = field(default_factory=list)
-    """Globs of a validation split of its own. Then `validation_fraction` is not used."""
+    """Files, globs and folders of a validation split of its own, read by the `text_field` or
+    `template` here. Then `validation_fraction` is not used."""
 
     validation_fraction: float = 0.01
-    """Share of the corpus kept for validation, between 0 and 1."""
+    """Share of each source kept for validation, between 0 and 1."""
 
     validation_split: Literal["hash", "tail"] = "hash"
-    """`hash` keeps whole documents by the hash of their text; `tail` keeps the last part of the
-    corpus, cut inside a document if need be (for a corpus that is one long text)."""
+    """`hash` keeps whole documents by the hash of their text; `tail` keeps the last part of each
+    source, cut inside a document if need be (for a corpus that is one long text)."""
 
     sequence_length: int = 256
     """Tokens in a row: what the model sees at once in training."""
@@ -70,12 +87,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Reject settings that contradict each other."""
-        sources = [bool(self.files), self.dataset is not None, self.builtin is not None]
-        if sum(sources) != 1:
-            raise ConfigError(
-                f"{sum(sources)} of data.files, data.dataset and data.builtin are set, but exactly "
-                "1 names the corpus. Set one, for example data.files=[my_texts/*.txt]."
-            )
+        self._check_sources()
         if not self.validation_files and not 0 < self.validation_fraction < 1:
             raise ConfigError(
                 f"data.validation_fraction is {self.validation_fraction}, but it must lie between "
@@ -87,251 +99,128 @@ class DataConfig:
                 "tokens. Take 64 or more."
             )
 
-
-_EXCLUDED_FOLDERS = {
-    *("site-packages", "dist-packages"),  # not the standard library
-    *("test", "tests", "idle_test"),  # much of them is data, and broken on purpose
-    "__pycache__",
-}
-_GENERATED = "_sysconfigdata"  # differs from machine to machine, and names its folders
-
-
-def _list_files(key: str, patterns: Sequence[str]) -> list[Path]:
-    """Expand globs, each sorted by name; a file matched twice is taken once."""
-    found: dict[str, Path] = {}
-    for pattern in patterns:
-        expanded = os.path.expanduser(pattern)  # noqa: PTH111 - Path would normalise the glob
-        literal = Path(expanded)
-        matches = [expanded] if literal.exists() else sorted(glob.glob(expanded, recursive=True))  # noqa: PTH207
-        files = [Path(match) for match in matches if not Path(match).is_dir()]
-        if not files:
-            kind = "is a folder" if literal.is_dir() else f"matches no file under {Path.cwd()}"
-            raise DataError(
-                f"{key} has {pattern!r}, which {kind}, but a glob must match files. "
-                "Correct it; `texts/**/*.txt` enters folders."
+    def _check_sources(self) -> None:
+        alone = [bool(self.files), self.dataset is not None, self.builtin is not None]
+        if sum(alone) + bool(self.sources) != 1:
+            raise ConfigError(
+                f"{sum(alone) + bool(self.sources)} of data.files, data.dataset, data.builtin and "
+                "data.sources are set, but exactly 1 names the corpus. "
+                "Set one, for example data.files=[my_texts/*.txt]."
             )
-        for file in files:
-            _check_file(key, file)
-            found.setdefault(os.path.abspath(file), file)  # noqa: PTH100 - keeps links apart
-    return list(found.values())
+        for name, source in self.named_sources().items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == HELD_OUT:
+                raise ConfigError(
+                    f"data.sources has {name!r}, but a name has letters, digits, '_' and '-' only, "
+                    f"since it becomes a folder, and is not {HELD_OUT!r}. Change it."
+                )
+            check_source(source, self.key_of(name))
+            if source.streaming and self.validation_split == "tail" and not self.validation_files:
+                raise ConfigError(
+                    f"data.validation_split is tail, but {self.key_of(name)}.streaming is true, "
+                    "and finding the last part would take reading it twice. Set it to hash."
+                )
+        for name, weight in self.weights().items():
+            if not 0 < weight < float("inf"):
+                raise ConfigError(
+                    f"data.sources.{name}.weight is {weight}, but it must be a number above 0. "
+                    "Change it, or leave the source out."
+                )
+
+    def named_sources(self) -> dict[str, Source]:
+        """Return the sources by name, in their order; one set without a name is `corpus`."""
+        return dict(self.sources) if self.sources else {ONLY_SOURCE: self}
+
+    def key_of(self, name: str) -> str:
+        """Return where the settings of a source stand, for messages."""
+        return f"data.sources.{name}" if self.sources else "data"
+
+    def weights(self) -> dict[str, float]:
+        """Return each source's weight."""
+        return {name: source.weight for name, source in self.sources.items()} or {ONLY_SOURCE: 1.0}
 
 
-def _check_file(key: str, file: Path) -> None:
-    if file_kind(file) is None:
-        raise DataError(
-            f"{key} matches {file.as_posix()}, but the endings read are {READABLE}. "
-            "Narrow the glob or convert the file."
-        )
-    if not file.is_file():
-        raise DataError(
-            f"{key} matches {file.as_posix()}, but it is not a regular file. Narrow the glob."
-        )
+def _describe_source(config: DataConfig, name: str, source: Source) -> dict[str, Any]:
+    if source.builtin is not None:
+        return {"corpus": describe_standard_library()}
+    rule = rule_of(source, "")
+    described = {rule.setting.removeprefix("."): rule.value}
+    if source.dataset is None:
+        files = list_files(f"{config.key_of(name)}.files", source.files, _refuse(config, None))
+        return {"corpus": {"files": [describe_file(file) for file in files]}} | described
+    dataset = describe_dataset(source)
+    if source.streaming:
+        dataset["shards"] = [source.shard_seed, source.max_shards, source.max_documents]
+    return {"corpus": dataset} | described
 
 
-def _list_standard_library() -> list[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    files = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [
-            name
-            for name in folders
-            if name not in _EXCLUDED_FOLDERS and not name.startswith("config-")
-        ]
-        files += [
-            Path(folder, name)
-            for name in names
-            if name.endswith(".py") and not name.startswith(_GENERATED)
-        ]
-    if not files:
-        raise DataError(
-            f"data.builtin is python-stdlib, but this Python has no source files in {root}. "
-            "Use a Python that has them, or data.files."
-        )
-    return sorted(files, key=lambda file: file.relative_to(root).as_posix())
+def _split_rule(config: DataConfig) -> dict[str, Any]:
+    rule: dict[str, Any] = {}
+    if not config.validation_files:
+        rule["validation"] = [config.validation_split, config.validation_fraction]
+    if config.on_error != "raise":
+        rule["on_error"] = config.on_error
+    return rule
 
 
-def _read_standard_library(files: Sequence[Path]) -> Iterator[Document]:
-    root = Path(sysconfig.get_path("stdlib"))
-    for file in files:
-        name = f"python-stdlib/{file.relative_to(root).as_posix()}:1"
-        for document in read_file(file, ""):
-            yield Document(document.text, name)
+def describe_inputs(config: DataConfig) -> dict[str, Any]:
+    """Describe what `iterate_documents` would read, without reading it.
 
-
-def _open_dataset(config: DataConfig) -> "datasets.Dataset":
-    import datasets
-
-    name = config.dataset or ""
-    folder = Path(name).expanduser()
-    try:
-        if not folder.is_dir():
-            # Not streamed: the walk reads the corpus several times, in one order.
-            return datasets.load_dataset(name, config.dataset_config, split=config.dataset_split)
-        if not any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
-            raise DataError(
-                f"data.dataset is {name}, but that folder was not saved by `datasets`. "
-                "Set data.files to the files in it instead."
-            )
-        saved = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(
-            f"data.dataset is {name}, but it cannot be loaded ({reason}). Check the name (a folder "
-            "saved by `datasets`, or an id on the Hub), data.dataset_config and data.dataset_split."
-        ) from error
-    if isinstance(saved, datasets.Dataset):
-        return saved
-    if config.dataset_split not in saved:
-        raise DataError(
-            f"data.dataset_split is {config.dataset_split}, but {name} has "
-            f"{', '.join(saved)}. Take one of them."
-        )
-    return saved[config.dataset_split]
-
-
-def _read_dataset(config: DataConfig, start: int, stop: int) -> Iterator[Document]:
-    dataset = _open_dataset(config)
-    name = str(config.dataset)
-    check_column(dataset.features.arrow_schema, config.text_field, name)
-    row = start + 1
-    rows = dataset.select(range(start, min(stop, len(dataset))))
-    columns = rows.select_columns([config.text_field]).with_format("arrow")
-    for table in columns.iter(batch_size=512):
-        yield from read_column(table.column(0), config.text_field, name, row)
-        row += table.num_rows
-
-
-def read_files(key: str, patterns: Sequence[str], text_field: str) -> Iterator[Document]:
-    """Read the documents of files, in the order of their names.
-
-    Args:
-        key: The setting or option that names them, for messages.
-        patterns: Globs, as in `DataConfig.files`.
-        text_field: Field or column that holds the text.
-
-    Yields:
-        Documents, one after another.
+    Returns:
+        JSON values, equal as long as the corpus and its split are: names, sizes and times of
+        files, commits of Hub data sets, and the settings that choose documents. No absolute path
+        is in it, nor the sources' weights. A Hub data set whose revision is no commit is described
+        by its name, so that a new version goes unnoticed; see `pin_revisions`.
 
     Raises:
-        DataError: If a glob matches nothing, or a file cannot be read as text.
+        DataError: If a glob matches nothing, or a file that cannot be read.
     """
-    for file in _list_files(key, patterns):
-        yield from read_file(file, text_field)
-
-
-def _describe_file(file: Path) -> list[str | int]:
-    # An absolute path would tell whose machine this was; name, size and time identify enough.
-    name = file.name if file.is_absolute() else file.as_posix()
-    status = file.stat()
-    return [name, status.st_size, status.st_mtime_ns]
-
-
-def _describe_corpus(config: DataConfig) -> dict[str, Any]:
-    if config.builtin is not None:
-        files = _list_standard_library()
-        size = sum(file.stat().st_size for file in files)
-        version = platform.python_version()
-        return {"builtin": config.builtin, "python": version, "files": len(files), "bytes": size}
-    if config.dataset is None:
-        files = _list_files("data.files", config.files)
-        return {"files": [_describe_file(file) for file in files]}
-    folder = Path(config.dataset).expanduser()
-    if folder.is_dir():
-        saved = sorted(file for file in folder.rglob("*") if file.is_file())
-        return {"saved": [_describe_file(file) for file in saved], "split": config.dataset_split}
-    return {
-        "dataset": config.dataset,
-        "config": config.dataset_config,
-        "split": config.dataset_split,
+    sources = {
+        name: _describe_source(config, name, source)
+        for name, source in config.named_sources().items()
     }
+    described = {"sources": sources} if config.sources else sources[ONLY_SOURCE]
+    if config.validation_files:
+        files = list_files("data.validation_files", config.validation_files)
+        described["validation_files"] = [describe_file(file) for file in files]
+    return described | _split_rule(config)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A piece of the corpus that is read alone: the unit of resumable, distributable work."""
+def pin_revisions(
+    config: DataConfig, known: dict[str, str] | None = None
+) -> tuple[DataConfig, dict[str, str]]:
+    """Name the commit of every Hub data set, so that all that follows reads the same data.
 
-    name: str
-    """Unique in the corpus: the source's name and a number, such as `wiki/00003`."""
+    Args:
+        config: The settings.
+        known: Commits found before, by source's name; the Hub is asked for the others only.
 
-    source: str
-    """Name of the source it belongs to; `corpus` when the settings name only one."""
+    Returns:
+        The settings with commits as revisions, and the commits by source's name.
 
-    description: dict[str, Any]
-    """JSON values that say what is in it, without an absolute path: names, sizes and times of
-    files, a range in them, and where the split cuts it. Equal descriptions, equal documents."""
-
-    files: tuple[Path, ...] = field(default=(), compare=False, repr=False)
-    """Where its files lie on this machine."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """What `data.on_error=skip` left out."""
-
-    place: str
-    """`path:line:byte`, as far as it is known."""
-
-    reason: str
-    """The error that stands in the way, in one line."""
+    Raises:
+        DataError: If the Hub has to be asked and cannot.
+    """
+    pinned = dict(known or {})
+    sources = config.named_sources()
+    for name, source in sources.items():
+        if needs_pin(source):
+            revision = pinned.get(name) or pin_revision(source, config.key_of(name))
+            pinned[name] = revision
+            sources[name] = replace(source, dataset_revision=revision)
+    if not config.sources:
+        return replace(config, dataset_revision=sources[ONLY_SOURCE].dataset_revision), pinned
+    return replace(config, sources=sources), pinned
 
 
-PART_BYTES = 64 << 20
-"""Small files are read together until they have this many bytes."""
+def _refuse(config: DataConfig, on_skip: Callable[[Skipped], None] | None) -> Refuse:
+    if config.on_error == "raise":
+        return refuse_all
 
-_ROWS_A_PART = 1 << 17
+    def skip(place: str, error: DataError) -> None:
+        if on_skip is not None:
+            on_skip(Skipped(place, str(error)))
 
-
-def _group_files(files: Sequence[Path]) -> Iterator[list[Path]]:
-    group: list[Path] = []
-    size = 0
-    for file in files:
-        more = file.stat().st_size
-        if group and size + more > PART_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(file)
-        size += more
-    if group:
-        yield group
-
-
-def _plan_files(source: str, files: Sequence[Path]) -> list[Part]:
-    return [
-        Part(
-            f"{source}/{number:05d}",
-            source,
-            {"files": [_describe_file(file) for file in group]},
-            tuple(group),
-        )
-        for number, group in enumerate(_group_files(files))
-    ]
-
-
-def _plan_corpus(config: DataConfig) -> list[Part]:
-    if config.builtin is not None:
-        parts = _plan_files("corpus", _list_standard_library())
-        described = {"builtin": config.builtin, "python": platform.python_version()}
-        return [Part(p.name, p.source, described | p.description, p.files) for p in parts]
-    if config.dataset is None:
-        return _plan_files("corpus", _list_files("data.files", config.files))
-    described = _describe_corpus(config)
-    num_rows = len(_open_dataset(config))
-    return [
-        Part(f"corpus/{number:05d}", "corpus", described | {"rows": [row, row + _ROWS_A_PART]})
-        for number, row in enumerate(range(0, max(num_rows, 1), _ROWS_A_PART))
-    ]
-
-
-def _read_whole(config: DataConfig, part: Part) -> Iterator[Document]:
-    """Read a part's documents before they are split."""
-    if config.builtin is not None and part.source == "corpus":
-        yield from _read_standard_library(part.files)
-    elif "rows" in part.description:
-        start, stop = part.description["rows"]
-        yield from _read_dataset(config, start, stop)
-    else:
-        for file in part.files:
-            yield from read_file(file, config.text_field)
+    return skip
 
 
 def _falls_into_validation(text: str, fraction: float) -> bool:
@@ -363,15 +252,26 @@ def _split_at(documents: Iterator[Document], cut: int) -> Iterator[tuple[Split, 
 
 
 def _plan_tail(config: DataConfig, parts: list[Part]) -> list[Part]:
-    """Add to each part how many of its characters come before the cut."""
+    """Add to each part of a source how many of its characters come before the cut."""
     sizes = [sum(len(document.text) for document in _read_whole(config, part)) for part in parts]
     cut = int(sum(sizes) * (1 - config.validation_fraction))
     planned = []
     for part, size in zip(parts, sizes, strict=True):
-        description = part.description | {"train_characters": max(0, min(cut, size))}
-        planned.append(Part(part.name, part.source, description, part.files))
+        before = {"train_characters": max(0, min(cut, size))}
+        planned.append(replace(part, description=part.description | before))
         cut -= size
     return planned
+
+
+def _read_whole(
+    config: DataConfig, part: Part, on_skip: Callable[[Skipped], None] | None = None
+) -> Iterator[Document]:
+    """Read a part's documents before they are split."""
+    refuse = _refuse(config, on_skip)
+    if part.source == HELD_OUT:
+        return read_source(config, "data", part, refuse)
+    source = config.named_sources()[part.source]
+    return read_source(source, config.key_of(part.source), part, refuse)
 
 
 def plan_parts(config: DataConfig) -> list[Part]:
@@ -379,7 +279,7 @@ def plan_parts(config: DataConfig) -> list[Part]:
 
     Parts come in the order of the sources, and within one in the order of its documents. Files of
     `validation_files` are parts of a source called `validation`, after all others. With
-    `validation_split=tail`, this reads the corpus once, to count its characters.
+    `validation_split=tail` this reads the corpus once, to count its characters.
 
     Args:
         config: Where the corpus is and how it is split.
@@ -390,11 +290,18 @@ def plan_parts(config: DataConfig) -> list[Part]:
     Raises:
         DataError: If a glob matches nothing, or something it names cannot be read.
     """
-    parts = _plan_corpus(config)
+    rule = _split_rule(config)
+    parts = []
+    for name, source in config.named_sources().items():
+        own = plan_source(name, source, config.key_of(name), skip=config.on_error == "skip")
+        own = [replace(part, description=part.description | rule) for part in own]
+        if config.validation_split == "tail" and not config.validation_files:
+            own = _plan_tail(config, own)
+        parts += own
     if config.validation_files:
-        files = _list_files("data.validation_files", config.validation_files)
-        return parts + _plan_files("validation", files)
-    return _plan_tail(config, parts) if config.validation_split == "tail" else parts
+        files = list_files("data.validation_files", config.validation_files)
+        parts += plan_files(HELD_OUT, files, config, "data")
+    return parts
 
 
 def read_part(
@@ -402,7 +309,9 @@ def read_part(
 ) -> Iterator[tuple[Split, Document]]:
     """Read one part's documents, each with the split it belongs to, in order.
 
-    Empty documents come too; the token store counts them and leaves them out.
+    Empty documents come too; the token store counts them and leaves them out. A document is in
+    validation if the BLAKE2b hash of its text is below the fraction, so the same text is always on
+    the same side, in any corpus and any order; unless the settings say otherwise.
 
     Args:
         config: The settings that `plan_parts` had.
@@ -415,9 +324,9 @@ def read_part(
     Raises:
         DataError: If something in the part cannot be used; names file, line and byte.
     """
-    documents = _read_whole(config, part)
+    documents = _read_whole(config, part, on_skip)
     if config.validation_files:
-        split: Split = "validation" if part.source == "validation" else "train"
+        split: Split = "validation" if part.source == HELD_OUT else "train"
         for document in documents:
             yield split, document
     elif "train_characters" in part.description:
@@ -434,7 +343,7 @@ def _nothing_to_read(config: DataConfig, split: Split) -> DataError:
         return DataError(
             f"{key} has no text for the {split} split: 0 characters. Point it to files with text."
         )
-    parts = _plan_corpus(config)
+    parts = plan_parts(replace(config, validation_split="hash"))
     num_texts = sum(bool(d.text) for part in parts for d in _read_whole(config, part))
     if not num_texts:
         return DataError(
@@ -453,12 +362,8 @@ def iterate_documents(config: DataConfig, split: Split) -> Iterator[Document]:
     """Read one split of the corpus, document by document, always in the same order.
 
     Memory holds one document (or one batch of a table's rows) at a time, whatever the corpus's
-    size. Empty documents come too; the token store counts them and leaves them out.
-
-    Files come in the order of the globs, and by name within each. By `hash`, a document is in
-    validation if the BLAKE2b hash of its text is below the fraction, so the same text is always on
-    the same side, in any corpus and any order. By `tail`, the corpus is read once more beforehand,
-    to count its characters.
+    size. Documents come in the order of `plan_parts`, see `read_part`. What `data.on_error=skip`
+    leaves out is counted in one warning.
 
     Args:
         config: Where the corpus is and how it is split.
@@ -471,32 +376,18 @@ def iterate_documents(config: DataConfig, split: Split) -> Iterator[Document]:
         DataError: If a glob, file, line or record cannot be used, or the split has no text.
     """
     num_characters = 0
+    skipped: list[Skipped] = []
     for part in plan_parts(config):
-        for side, document in read_part(config, part):
+        for side, document in read_part(config, part, skipped.append):
             if side == split:
                 num_characters += len(document.text)
                 yield document
+    if skipped:
+        logger.warning("%s", summarize_skipped(len(skipped), skipped[0].reason))
     if not num_characters:
         raise _nothing_to_read(config, split)
 
 
-def describe_inputs(config: DataConfig) -> dict[str, Any]:
-    """Describe what `iterate_documents` would read, without reading it.
-
-    Returns:
-        JSON values, equal as long as the corpus and its split are: names, sizes and times of
-        files, and the settings that choose documents. No absolute path is in it. A data set on
-        the Hub is described by its id, so a new revision there goes unnoticed.
-
-    Raises:
-        DataError: If a glob matches nothing, or a file that cannot be read.
-    """
-    described: dict[str, Any] = {"corpus": _describe_corpus(config)}
-    if config.builtin is None:
-        described["text_field"] = config.text_field
-    if config.validation_files:
-        files = _list_files("data.validation_files", config.validation_files)
-        described["validation_files"] = [_describe_file(file) for file in files]
-    else:
-        described["validation"] = [config.validation_split, config.validation_fraction]
-    return described
+def summarize_skipped(count: int, first_reason: str) -> str:
+    """Say in one line how much was left out."""
+    return f"Skipped {count:,} (data.on_error is skip), first: {first_reason}"

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_tinyformer.data.documents import file_kind, read_file
+from hf_tinyformer.data.files import file_kind, read_file
+from hf_tinyformer.data.text_rules import make_text_rule
 from hf_tinyformer.errors import DataError
 
 COMPRESS = {"": lambda raw: raw, ".gz": gzip.compress, ".xz": lzma.compress}
@@ -22,7 +23,10 @@ def _stand_in_the_folder(tmp_path, monkeypatch):
 def read(name: str, raw: bytes, text_field: str = "text") -> list[tuple[str, str]]:
     path = Path(name)
     path.write_bytes(raw)
-    return [(document.text, document.source) for document in read_file(path, text_field)]
+    return [
+        (document.text, document.source)
+        for document in read_file(path, make_text_rule("data", text_field, None))
+    ]
 
 
 def parquet(table: pa.Table, **options) -> bytes:
@@ -115,7 +119,7 @@ def test_a_jsonl_file_is_read_line_by_line():
     path = Path("a.jsonl")
     path.write_bytes(jsonl({"text": "good"}) + b"broken\n")
 
-    documents = read_file(path, "text")
+    documents = read_file(path, make_text_rule("data", "text", None))
 
     assert next(documents).text == "good"
     with pytest.raises(DataError, match=r"a\.jsonl:2:1 is not JSON"):
@@ -246,8 +250,8 @@ def test_a_parquet_page_damaged_in_the_middle_is_refused():
 def test_endings_decide_how_a_file_is_read():
     kinds = {
         **{"a.txt": ".txt", "a.b.md": ".md", "a.py.gz": ".py", "a.JSONL.XZ": ".jsonl"},
-        **{"a.parquet": ".parquet", "a.gz": None, "a": None, "a.txt.bz2": None},
-        **{"a.txt.gz.gz": None, ".txt": None, "a.json": None, "a.docx": None},
+        **{"a.parquet": ".parquet", "a.gz": None, "a": None, "a.txt.bz2": ".txt"},
+        **{"a.txt.gz.gz": None, ".txt": None, "a.json.zst": ".json", "a.docx": None},
     }
 
     assert {name: file_kind(Path(name)) for name in kinds} == kinds
