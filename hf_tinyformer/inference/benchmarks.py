@@ -2,7 +2,8 @@
 
 BLiMP (Warstadt et al. 2020): of two sentences that differ in one point of grammar, does the model
 find the right one likelier? LAMBADA (Paperno et al. 2016): does it know the last word of a passage
-that can only be guessed from the whole? Both are counted as lm-evaluation-harness counts them.
+that can only be guessed from the whole? Both are counted as lm-evaluation-harness counts them, but
+that its BLiMP puts a space before each sentence, with which no document of ours begins.
 """
 
 import gzip

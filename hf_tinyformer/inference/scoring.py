@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tinyformer.data.tokenizer import encode_documents
+from hf_tinyformer.data.tokenizer import document_frame, encode_documents
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.inference.evaluation import (
     Evaluation,
@@ -156,12 +156,20 @@ def _check_stride(stride: int, context: int) -> None:
         )
 
 
+def _frame_like_lm_eval(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Put the harness's one token to begin with before a document, and nothing behind it."""
+    prefix, suffix = document_frame(tokenizer)
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return [begin, *ids[len(prefix) : len(ids) - len(suffix)]]
+
+
 def evaluate_texts(
     model: Any,
     tokenizer: Any,
     documents: Iterable[str],
     *,
     stride: int | None = None,
+    like_lm_eval: bool = False,
     batch_size: int = 32,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -176,6 +184,8 @@ def evaluate_texts(
         tokenizer: Its tokenizer.
         documents: Texts, read one after another and never all at once.
         stride: Tokens that each window adds. Unset: half of the model's context.
+        like_lm_eval: Count as lm-evaluation-harness does in `loglikelihood_rolling`, so that its
+            bits per byte compare: windows side by side, `</s>` not predicted.
         batch_size: As for `score_rows`. Changes speed and memory only.
         on_progress: Told now and then how many more tokens are done.
 
@@ -187,7 +197,8 @@ def evaluate_texts(
         DataError: If there is nothing to predict.
     """
     context = context_length(model)
-    stride = max(1, context // 2) if stride is None else stride
+    if stride is None:
+        stride = context if like_lm_eval else max(1, context // 2)
     _check_stride(stride, context)
     loss_sum, num_tokens, num_bytes = 0.0, 0, 0
     rows: list[Row] = []
@@ -204,7 +215,10 @@ def evaluate_texts(
 
     for document in documents:
         num_bytes += len(document.encode("utf-8"))
-        for row in cut_windows(encode_documents(tokenizer, [document])[0], context, stride):
+        ids = encode_documents(tokenizer, [document])[0]
+        if like_lm_eval:
+            ids = _frame_like_lm_eval(tokenizer, ids)
+        for row in cut_windows(ids, context, stride):
             rows.append(row)
             if len(rows) == ROWS_AT_ONCE:
                 score_pending()
