@@ -9,17 +9,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
+from hf_tinyformer.cli_data import data_app
 from hf_tinyformer.errors import ConfigError, TinyFormerError
+from hf_tinyformer.terminal import (
+    CheckpointArgument,
+    ConfigArgument,
+    OverridesArgument,
+    console,
+)
+from hf_tinyformer.terminal import say as _say
 
 INTERRUPTED = 75
 """Exit status of a run that was stopped and can go on (EX_TEMPFAIL of sysexits.h)."""
 
-console = Console()
 app = typer.Typer(
     help="From raw text to a Hugging Face model that AutoModel loads.",
     no_args_is_help=True,
@@ -28,21 +34,7 @@ app = typer.Typer(
 )
 tokenizer_app = typer.Typer(help="Train a tokenizer, or see how it cuts.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
-
-ConfigArgument = Annotated[Path, typer.Argument(help="YAML file, such as configs/demo.yaml.")]
-OverridesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE...", help="Settings over the file's, train.max_steps=500."),
-]
-CheckpointArgument = Annotated[
-    str, typer.Argument(help="Folder of a model, such as runs/demo/final, or an id on the Hub.")
-]
-
-
-def _say(text: str) -> None:
-    """Print plain words: nothing in them is markup, and no control character reaches the screen."""
-    printable = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-    console.print(Text(printable), soft_wrap=True)
+app.add_typer(data_app, name="data")
 
 
 def _is_main_process() -> bool:

@@ -20,6 +20,16 @@ def _readable(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _epochs(metrics: Mapping[str, Any]) -> str:
+    """Say how many times each source has been read."""
+    found = [
+        f"{key.removeprefix('epochs').removeprefix('/')} {value:.2f}".strip()
+        for key, value in metrics.items()
+        if key.startswith("epochs")
+    ]
+    return f"  epochs {', '.join(found)}" if found else ""
+
+
 class TrainingDisplay:
     """Shows a run's progress. Implements `training.metrics.Reporter`.
 
@@ -86,7 +96,7 @@ class TrainingDisplay:
         self.on_message(
             f"step {metrics['step']}  validation loss {metrics['validation_loss']:.4f}  "
             f"perplexity {metrics['perplexity']:.2f}  "
-            f"bits per byte {metrics['bits_per_byte']:.4f}"
+            f"bits per byte {metrics['bits_per_byte']:.4f}{_epochs(metrics)}"
         )
         if metrics.get("sample"):
             self._write(Text(f"  {metrics['sample']!r}", style="dim"))
@@ -101,8 +111,15 @@ class TrainingDisplay:
 
 
 @contextmanager
-def counting_bar(console: Console, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def counting_bar(
+    console: Console, *, quiet: bool = False, what: str = "scored"
+) -> Iterator[Callable[[int], None]]:
     """Show how much has been done, where the whole is not known.
+
+    Args:
+        console: Where to draw.
+        quiet: Draw nothing.
+        what: What is counted.
 
     Yields:
         A function that takes how many more are done.
@@ -110,7 +127,7 @@ def counting_bar(console: Console, *, quiet: bool = False) -> Iterator[Callable[
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}"))
     disable = quiet or not console.is_terminal
     with Progress(*columns, console=console, disable=disable, transient=True) as bar:
-        task = bar.add_task("scored", total=None)
+        task = bar.add_task(what, total=None)
 
         def advance(count: int) -> None:
             bar.update(task, advance=count)

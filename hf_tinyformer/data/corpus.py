@@ -11,9 +11,11 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from hf_tinyformer.data.documents import Document, Refuse, Skipped, refuse_all
+from hf_tinyformer.data.drop_list import read_drop_list
 from hf_tinyformer.data.files import list_files, read_files
 from hf_tinyformer.data.hub_datasets import describe_dataset, needs_pin, pin_revision
 from hf_tinyformer.data.parts import PART_BYTES, Part, plan_files, plan_source, read_source
@@ -85,6 +87,13 @@ class DataConfig(Source):
     mask_documents: bool = True
     """Keep documents that share a row apart in attention, and predict no token across the gap."""
 
+    drop: str | None = None
+    """File that lists documents to leave out, written by `tinyformer data audit --drop`."""
+
+    prepared: str | None = None
+    """Folder that `tinyformer data prepare` filled. Its tokenizer and tokens are used in place, and
+    the corpus itself need not be there."""
+
     def __post_init__(self) -> None:
         """Reject settings that contradict each other."""
         self._check_sources()
@@ -101,6 +110,8 @@ class DataConfig(Source):
 
     def _check_sources(self) -> None:
         alone = [bool(self.files), self.dataset is not None, self.builtin is not None]
+        if self.prepared is not None and not self.is_named():
+            return
         if sum(alone) + bool(self.sources) != 1:
             raise ConfigError(
                 f"{sum(alone) + bool(self.sources)} of data.files, data.dataset, data.builtin and "
@@ -125,6 +136,10 @@ class DataConfig(Source):
                     f"data.sources.{name}.weight is {weight}, but it must be a number above 0. "
                     "Change it, or leave the source out."
                 )
+
+    def is_named(self) -> bool:
+        """Tell whether the settings name a corpus; with `prepared` they need not."""
+        return bool(self.files or self.dataset or self.builtin or self.sources)
 
     def named_sources(self) -> dict[str, Source]:
         """Return the sources by name, in their order; one set without a name is `corpus`."""
@@ -159,6 +174,8 @@ def _split_rule(config: DataConfig) -> dict[str, Any]:
         rule["validation"] = [config.validation_split, config.validation_fraction]
     if config.on_error != "raise":
         rule["on_error"] = config.on_error
+    if config.drop is not None:
+        rule["drop"] = read_drop_list(Path(config.drop)).fingerprint
     return rule
 
 
@@ -324,6 +341,15 @@ def read_part(
     Raises:
         DataError: If something in the part cannot be used; names file, line and byte.
     """
+    dropped = read_drop_list(Path(config.drop)) if config.drop is not None else None
+    for split, document in _read_and_split(config, part, on_skip):
+        if dropped is None or not dropped.drops(document, split=split, source=part.source):
+            yield split, document
+
+
+def _read_and_split(
+    config: DataConfig, part: Part, on_skip: Callable[[Skipped], None] | None
+) -> Iterator[tuple[Split, Document]]:
     documents = _read_whole(config, part, on_skip)
     if config.validation_files:
         split: Split = "validation" if part.source == HELD_OUT else "train"

@@ -1,0 +1,158 @@
+"""The commands under `tinyformer data`: prepare a corpus, describe it, look for duplicates."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from hf_tinyformer.terminal import ConfigArgument, OverridesArgument, console, say
+
+if TYPE_CHECKING:
+    from hf_tinyformer.data.statistics import Group
+
+data_app = typer.Typer(
+    help="Prepare a corpus once, describe it, look for duplicates.", no_args_is_help=True
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as JSON only.")]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@data_app.command("stats")
+def describe(
+    source: Annotated[
+        str, typer.Argument(help="YAML file of a run, or folder of a token store or of a run.")
+    ],
+    overrides: OverridesArgument = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="PNG of the lengths; statistics.png in the run's folder if left out."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count documents, bytes, tokens and scripts, and show how long documents are."""
+    from hf_tinyformer.data.statistics import draw_lengths
+    from hf_tinyformer.prepared import describe_source
+    from hf_tinyformer.progress import counting_bar
+
+    with counting_bar(console, quiet=as_json, what="bytes read") as on_progress:
+        groups, folder = describe_source(source, overrides or (), on_progress=on_progress)
+    picture = picture or folder / "statistics.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw_lengths(groups, picture)
+    if as_json:
+        _print_json({"groups": [group.summary() for group in groups], "picture": str(picture)})
+        return
+    for group in groups:
+        _show_group(group)
+    say(f"Lengths as a picture: {picture}")
+
+
+def _show_group(group: "Group") -> None:
+    figures = group.summary()
+    lengths = figures.pop("lengths", {})
+    scripts = figures.pop("scripts", {})
+    table = Table("what", "figure", title=f"{group.split}: {group.source}", title_justify="left")
+    for name in ("split", "source"):
+        figures.pop(name)
+    for name, value in figures.items():
+        table.add_row(name.replace("_", " "), f"{value:,}")
+    for name in ("least", "median", "mean", "p90", "p99", "greatest"):
+        if lengths:
+            table.add_row(f"length, {name} ({lengths['unit']})", f"{lengths[name]:,}")
+    for name, share in list(scripts.items())[:6]:
+        table.add_row(f"characters, {name}", f"{share:.2%}")
+    console.print(table)
+    most = max((count for *_, count in lengths.get("histogram", [])), default=1)
+    for low, high, count in lengths.get("histogram", []):
+        bar = "\u2588" * round(40 * count / most)
+        console.print(Text(f"{low:>11,} to {high - 1:<11,} {bar} {count:,}"), soft_wrap=True)
+
+
+@data_app.command("audit")
+def audit(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    drop: Annotated[
+        Path | None, typer.Option(help="File to write: what to leave out, for data.drop.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="JSON to write; audit.json in the run's folder if left out.")
+    ] = None,
+    near: Annotated[bool, typer.Option(help="Seek near duplicates too.")] = True,
+    threshold: Annotated[
+        float, typer.Option(help="Jaccard similarity from which two texts are near duplicates.")
+    ] = 0.8,
+    examples: Annotated[int, typer.Option(min=0, help="Examples of each kind.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that read.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Find exact, normalized and near duplicates within and between train and validation."""
+    from dataclasses import replace
+
+    from hf_tinyformer.artifacts import write_text
+    from hf_tinyformer.data.audit import audit_corpus
+    from hf_tinyformer.data.drop_list import write_drop_list
+    from hf_tinyformer.progress import counting_bar
+    from hf_tinyformer.run_config import load_run_config
+
+    run_config = load_run_config(config, overrides or ())
+    # A new list is made of the whole corpus, not of what an older one left.
+    data = replace(run_config.data, drop=None) if drop else run_config.data
+    with counting_bar(console, quiet=as_json, what="bytes read") as on_progress:
+        found = audit_corpus(
+            data,
+            near=near,
+            threshold=threshold,
+            examples=examples,
+            workers=workers,
+            on_progress=on_progress,
+        )
+    report = report or run_config.run_dir / "audit.json"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    write_text(report, json.dumps(found.report, indent=2, ensure_ascii=False) + "\n")
+    if drop:
+        drop.parent.mkdir(parents=True, exist_ok=True)
+        write_drop_list(drop, found.dropped)
+    if as_json:
+        _print_json(found.report)
+        return
+    _show_audit(found.report)
+    say(f"The report is in {report}.")
+    if drop:
+        say(f"{drop} lists what to leave out: set data.drop={drop}")
+
+
+def _show_audit(report: dict[str, Any]) -> None:
+    documents, search = report["documents"], report["search"]
+    say(f"{documents['train']:,} documents in train, {documents['validation']:,} in validation")
+    kinds = [kind for kind in ("exact", "normalized", "near") if report[kind] is not None]
+    table = Table("documents", *kinds)
+    names = {
+        "copies_within_train": "of train, again in train",
+        "copies_within_validation": "of validation, again in validation",
+        "train_also_in_validation": "of train, also in validation",
+        "validation_also_in_train": "of validation, also in train",
+    }
+    for name, words in names.items():
+        table.add_row(words, *(f"{report[kind][name]:,}" for kind in kinds))
+    console.print(table)
+    for example in report["examples"]:
+        say(f"{example['kind']} ({example['similarity']:.2f}): {example['excerpt']!r}")
+        say(f"    {example['first']}\n    {example['second']}")
+    if search:
+        say(
+            f"Near means {search['threshold']:.0%} of {search['shingle_characters']}-character "
+            f"pieces shared. {search['pairs_sharing_a_band']:,} pairs looked alike, "
+            f"{search['pairs_compared_in_full']:,} were compared in full: "
+            f"{search['pairs_confirmed']:,} are near, {search['pairs_refused']:,} are not. A pair "
+            f"just at the threshold is found with {search['chance_of_finding_at_threshold']:.2%}."
+        )
+    gone = report["would_drop"]
+    say(f"Dropping leaves out {gone['train']:,} of train and {gone['validation']:,} of validation.")
