@@ -31,7 +31,12 @@ from hf_tinyformer.training.checkpoint import (
 )
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.interruption import Interruption
-from hf_tinyformer.training.metrics import MetricsLog, Reporter, without_odd_numbers
+from hf_tinyformer.training.metrics import (
+    MetricsLog,
+    Reporter,
+    name_epochs,
+    without_odd_numbers,
+)
 from hf_tinyformer.training.precision import name_precision
 from hf_tinyformer.training.preparation import prepare_model
 from hf_tinyformer.training.processes import Processes
@@ -72,6 +77,9 @@ class TrainingResult:
 
     seconds: float
     """Time spent in training, over all starts of the run."""
+
+    epochs: dict[str, float]
+    """How many times each source of text was read, by its name."""
 
 
 class _Run:
@@ -125,18 +133,20 @@ class _Run:
             load_optimizers(model, optimizers, resumed_from)
             if accelerator.scaler is not None and self.state.scaler:
                 accelerator.scaler.load_state_dict(self.state.scaler)
-        batches = TrainingBatches(
+        self.batches = TrainingBatches(
             self.stores.train,
             sequence_length=self.data.sequence_length,
             global_batch_size=config.global_batch_size,
             seed=self.seed,
             mask_documents=self.data.mask_documents,
+            sources=self.stores.sources,
+            weights=self.data.weights(),
         )
         return StepRunner(
             model=called,
             bare_model=model,
             optimizers=optimizers,
-            batches=batches,
+            batches=self.batches,
             config=config,
             seed=self.seed,
             accelerator=accelerator,
@@ -154,8 +164,12 @@ class _Run:
             "tokens_per_step": self.tokens_per_step,
             "micro_batch_size": self.runner.micro_batch_size,
             "accumulation": self.runner.num_micro_batches,
-            "epochs": self.config.max_steps * self.tokens_per_step / self.stores.train.num_tokens,
+            **name_epochs(self.epochs(self.config.max_steps)),
         }
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How many times each source has been read when `step` steps are done."""
+        return self.batches.epochs(step)
 
     def go(self) -> Status:
         """Train until the last step, an early stop or a signal."""
@@ -206,6 +220,7 @@ class _Run:
                 "tokens": state.step * self.tokens_per_step,
                 "tokens_per_second": round(self.tokens_per_step / (now - started), 1),
                 "seconds": round(state.seconds, 3),
+                **name_epochs(self.epochs(state.step)),
             }
             if not outcome.taken:
                 metrics["skipped"] = True
@@ -269,6 +284,7 @@ class _Run:
                 "validation_loss": evaluation.loss,
                 "perplexity": evaluation.perplexity,
                 "bits_per_byte": evaluation.bits_per_byte,
+                **name_epochs(self.epochs(state.step)),
                 "sample": sample,
             }
             self.log.write(metrics)
@@ -397,4 +413,5 @@ def _result(run: _Run, status: Status) -> TrainingResult:
         checkpoint=last,
         best_checkpoint=best if best.exists() else last,
         seconds=state.seconds,
+        epochs=run.epochs(state.step),
     )

@@ -3,10 +3,11 @@
 `metrics.jsonl` has one JSON object a line. A step's line:
 
     {"step": 7, "loss": 5.1, "learning_rate": 0.003, "grad_norm": 0.9, "tokens": 57344,
-     "tokens_per_second": 21000.0, "seconds": 2.7}
+     "tokens_per_second": 21000.0, "seconds": 2.7, "epochs": 0.02}
 
-and an evaluation's: `step, validation_loss, perplexity, bits_per_byte, sample`. A number that is
-not finite stands as null, with its name under `not_finite`, since JSON has no word for it.
+and an evaluation's: `step, validation_loss, perplexity, bits_per_byte, epochs, sample`. Of several
+sources each has its own epochs, such as `"epochs/wiki": 0.01`. A number that is not finite stands
+as null, with its name under `not_finite`, since JSON has no word for it.
 """
 
 import json
@@ -71,6 +72,21 @@ def without_odd_numbers(record: Mapping[str, Any]) -> dict[str, Any]:
     if odd:
         clean["not_finite"] = {key: str(value) for key, value in odd.items()}
     return clean
+
+
+def name_epochs(epochs: Mapping[str, float]) -> dict[str, float]:
+    """Name the epochs of sources as a record has them.
+
+    Args:
+        epochs: How many times each source has been read, by its name.
+
+    Returns:
+        `{"epochs": 0.5}` for one source; `{"epochs/wiki": 0.5, "epochs/code": 2.1}` for several.
+    """
+    if len(epochs) == 1:
+        (number,) = epochs.values()
+        return {"epochs": round(number, 6)}
+    return {f"epochs/{name}": round(number, 6) for name, number in epochs.items()}
 
 
 def to_json_line(record: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from hf_tinyformer.data.batches import TrainingBatches, validation_batches
 from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.preparation import write_token_store
 from hf_tinyformer.data.tokens import open_token_store
-from hf_tinyformer.errors import DataError
+from hf_tinyformer.errors import ConfigError, DataError
 
 
 class ListStore:
@@ -76,7 +76,6 @@ def test_an_epoch_takes_every_window_exactly_once(num_tokens, sequence_length, b
     steps = -(-3 * num_windows // batch_size)
     taken = np.concatenate([batches.rows(step) for step in range(steps)])
 
-    assert batches.num_windows == num_windows
     for epoch in range(3):
         starts = np.sort(taken[epoch * num_windows : (epoch + 1) * num_windows])
         offset = starts[0]
@@ -138,13 +137,123 @@ def test_the_number_of_processes_changes_nothing(num_processes):
 def test_epochs_are_counted_in_windows():
     batches = make([44], global_batch_size=5)  # 44 / 4 - 1 = 10 windows
 
-    assert [batches.epoch(step) for step in (0, 1, 2, 3)] == [0.0, 0.5, 1.0, 1.5]
+    found = [batches.epochs(step)["corpus"] for step in (0, 1, 2, 3)]
+    assert found == [0.0, 0.5, 1.0, 1.5]
 
 
 def test_a_split_shorter_than_two_rows_is_an_error():
     make([8])
     with pytest.raises(DataError, match=r"sequence_length is 4, but .* only 7 tokens"):
         make([7])
+
+
+# Sources
+
+
+SPANS = {"wiki": (0, 400), "code": (400, 520), "books": (520, 1300)}
+WEIGHTS = {"wiki": 0.5, "code": 0.2, "books": 0.3}
+
+
+def mix(weights=WEIGHTS, spans=SPANS, **options) -> TrainingBatches:
+    return make([1300], sources=spans, weights=weights, **options)
+
+
+def sources_of(starts: np.ndarray) -> list[str]:
+    names = list(SPANS)
+    return [names[np.searchsorted([400, 520], start, side="right")] for start in starts.tolist()]
+
+
+def test_one_source_of_any_weight_is_drawn_as_without_sources():
+    plain = make([1300])
+    named = make([1300], sources={"wiki": (0, 1300)}, weights={"wiki": 0.3})
+
+    for step in (0, 7, 200):
+        assert named.rows(step).tolist() == plain.rows(step).tolist()
+    assert named.epochs(4) == {"wiki": plain.epochs(4)["corpus"]}
+
+
+def test_every_block_of_rows_holds_the_exact_quotas():
+    # Of 4096 rows: 2048, 819.2 and 1228.8, so the row that is left over goes to books.
+    batches = mix(global_batch_size=4096)
+
+    for step in range(3):
+        assert Counter(sources_of(batches.rows(step))) == {"wiki": 2048, "code": 819, "books": 1229}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 4096, 5000])
+def test_the_rows_of_a_mixture_do_not_depend_on_the_batch_size(batch_size):
+    whole = mix(global_batch_size=10_000).rows(0)
+
+    batches = mix(global_batch_size=batch_size)
+    steps = -(-10_000 // batch_size)
+    found = np.concatenate([batches.rows(step) for step in range(steps)])[:10_000]
+
+    assert found.tolist() == whole.tolist()
+
+
+def test_each_source_takes_its_windows_exactly_once_in_each_of_its_epochs():
+    rows = mix(global_batch_size=20_000).rows(0)
+    names = np.array(sources_of(rows))
+    for name, (start, stop) in SPANS.items():
+        num_windows = (stop - start) // 4 - 1
+        own = rows[names == name]
+        for epoch in range(len(own) // num_windows):
+            taken = np.sort(own[epoch * num_windows : (epoch + 1) * num_windows])
+            assert (np.diff(taken) == 4).all()
+            assert start <= taken[0] < start + 4
+            assert taken[-1] + 4 < stop  # the last target is of the same source
+
+
+def test_epochs_are_counted_for_each_source():
+    batches = mix(global_batch_size=50)
+    rows = np.concatenate([batches.rows(step) for step in range(100)])
+    drawn = Counter(sources_of(rows))
+
+    expected = {name: drawn[name] / ((b - a) // 4 - 1) for name, (a, b) in SPANS.items()}
+    assert batches.epochs(100) == pytest.approx(expected)
+    assert batches.epochs(0) == {"wiki": 0.0, "code": 0.0, "books": 0.0}
+
+
+def test_a_mixed_step_is_found_without_the_steps_before_it():
+    walked = mix(global_batch_size=100)
+    rows = [walked.rows(step).tolist() for step in range(90)]
+
+    for step in (89, 0, 40, 41, 3):
+        assert mix(global_batch_size=100).rows(step).tolist() == rows[step]
+        assert walked.rows(step).tolist() == rows[step]
+
+
+def test_the_order_of_a_source_does_not_depend_on_the_other_sources():
+    two = {"wiki": (0, 400), "books": (520, 1300)}
+    both = mix({"books": 1.0, "wiki": 1.0}, two, global_batch_size=2000).rows(0)
+    all_three = mix(global_batch_size=8000).rows(0)
+
+    in_both = [start for start in both.tolist() if start < 400]
+    among_all = [start for start in all_three.tolist() if start < 400]
+    assert in_both == among_all[: len(in_both)]
+
+
+def test_the_first_rows_of_a_mixture_are_these_for_ever():
+    # Written down once: another numpy, another machine must give the same batches.
+    batches = mix(global_batch_size=6)
+
+    assert batches.rows(0).tolist() == [528, 43, 492, 15, 203, 323]
+    assert batches.rows(5000).tolist() == [59, 311, 215, 187, 347, 1118]
+
+
+def test_weights_are_relative():
+    tripled = {name: 3 * weight for name, weight in WEIGHTS.items()}
+
+    assert mix(tripled).rows(11).tolist() == mix().rows(11).tolist()
+
+
+def test_a_weight_that_would_give_no_row_and_a_short_source_are_errors():
+    with pytest.raises(ConfigError, match=r"data\.sources\.code\.weight is 1e-05, less than 1 row"):
+        mix({"wiki": 1.0, "code": 1e-5})
+    with pytest.raises(DataError, match=r"training split of data\.sources\.code has only 7 tokens"):
+        mix({"wiki": 1.0, "code": 1.0}, {"wiki": (0, 1293), "code": (1293, 1300)})
+    with pytest.raises(DataError, match=r"data\.sources\.code has only 0 tokens"):
+        mix({"wiki": 1.0, "code": 1.0}, {"wiki": (0, 1300)})
 
 
 # Batches
