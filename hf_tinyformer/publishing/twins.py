@@ -49,6 +49,11 @@ def _misfits(twin: Twin, config: TinyFormerConfig) -> dict[str, tuple[Any, ...]]
     return {key: values for key, values in room.items() if getattr(config, key) not in values}
 
 
+def _weigh(key: str) -> int:
+    """Say how far a misfit sets two architectures apart, to name the one that is nearest."""
+    return {"use_qk_norm": 2}.get(key, 3 if key.endswith(("_type", "_placement")) else 1)
+
+
 def find_twin(config: TinyFormerConfig) -> Twin:
     """Find the stock architecture with the same numbers.
 
@@ -67,17 +72,17 @@ def find_twin(config: TinyFormerConfig) -> Twin:
             "model.is_causal is False, but every native twin predicts from what stands before. "
             "Export a causal language model."
         )
-    misfits = [_misfits(twin, config) for twin in TWINS]
-    nearest = min(range(len(TWINS)), key=lambda index: len(misfits[index]))
-    if not misfits[nearest]:
-        return TWINS[nearest]
-    ours = " and ".join(f"model.{key} is {getattr(config, key)}" for key in misfits[nearest])
+    nearest = min(TWINS, key=lambda twin: sum(map(_weigh, _misfits(twin, config))))
+    misfits = _misfits(nearest, config)
+    if not misfits:
+        return nearest
+    ours = " and ".join(f"model.{key} is {getattr(config, key)}" for key in misfits)
     theirs = " and ".join(
-        f"{key} {' or '.join(map(str, values[:3]))}" for key, values in misfits[nearest].items()
+        f"{key} {' or '.join(map(str, values))}" for key, values in misfits.items()
     )
     raise ExportError(
-        f"{ours}, but no stock architecture computes that: {TWINS[nearest].class_name}, the "
-        f"nearest, has {theirs}. Use the checkpoint as it is, with the hf-tinyformer package or "
+        f"{ours}, but no stock architecture computes that: {nearest.class_name}, the nearest, "
+        f"has {theirs}. Use the checkpoint as it is, with the hf-tinyformer package or "
         "trust_remote_code=True."
     )
 
@@ -91,6 +96,9 @@ def _stock_settings(twin: Twin, config: TinyFormerConfig) -> dict[str, Any]:
     settings.update(twin.constants)
     if twin.bias_key not in (None, "always"):
         settings[str(twin.bias_key)] = config.attention_bias or config.mlp_bias
+    usual = config.head_dim * config.num_attention_heads == config.hidden_size
+    if usual and "head_dim" not in twin.model_class().config_class.__dataclass_fields__:
+        settings.pop("head_dim", None)  # these derive it, and only an unusual one must be said
     if settings.get("rope_parameters") is not None:
         # Stable LM would turn a quarter of each head otherwise.
         settings["rope_parameters"] = {
@@ -141,6 +149,8 @@ def _build(model_class: Any, config: Any, weights: Weights, dtype: torch.dtype) 
             f"{model_class.__name__} and our blocks disagree on {len(lost)} weights, {lost[0]} "
             "among them. Please report this with the checkpoint's config.json."
         )
+    # It was made, not loaded from a place called None.
+    model.name_or_path = model.config.name_or_path = ""
     return model.eval()
 
 
