@@ -11,7 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
 from hf_tinyformer.data.corpus import DataConfig
+from hf_tinyformer.data.sources import WeightedSource
 from hf_tinyformer.data.tokenizer import TokenizerConfig
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
@@ -171,6 +172,8 @@ def _one_line(error: OmegaConfBaseException) -> str:
     if section:
         name, value = section[1].lower(), section[2]
         return f"{name} is {value}, but it holds settings of its own. Write {name}.KEY=VALUE."
+    if "not a subclass of WeightedSource" in first or "incompatible container types" in first:
+        return f"{key or 'data.sources'} holds settings by name. Write data.sources.NAME.KEY=VALUE."
     if not key or "not in" not in first:
         return f"{key}: {first}. Change the value." if key else f"{first}. Change the value."
     parent, _, name = str(key).rpartition(".")
@@ -181,6 +184,8 @@ def _one_line(error: OmegaConfBaseException) -> str:
         "card": CardConfig,
     }
     owner: Any = sections.get(parent, RunConfig)
+    if parent.startswith("data.sources."):
+        owner = WeightedSource
     names = [part.name for part in fields(owner)]
     return f"{key} is set, but there is no such setting. {_nearest(name, names)}"
 
@@ -235,6 +240,11 @@ def load_run_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConf
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
         raise ConfigError(_one_line(error)) from None
+    except TypeError as error:  # OmegaConf's own, when a list stands where settings belong
+        raise ConfigError(
+            f"{error}: a list stands where settings by name belong, or the reverse; data.sources, "
+            "for one, has a name before each source. Look at `tinyformer train CONFIG --show`."
+        ) from None
     except yaml.YAMLError:
         raise ConfigError(
             f"{' '.join(overrides)} cannot be read: a value is not valid YAML. "
@@ -251,6 +261,14 @@ def to_yaml(config: RunConfig) -> str:
 
 def _field_docs(owner: type) -> dict[str, str]:
     """Return the text below each field of a dataclass; Python keeps it in the source only."""
+    docs: dict[str, str] = {}
+    for parent in reversed(owner.__mro__):
+        if is_dataclass(parent):
+            docs |= _own_field_docs(parent)
+    return docs
+
+
+def _own_field_docs(owner: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}
@@ -265,6 +283,13 @@ def _field_docs(owner: type) -> dict[str, str]:
     return docs
 
 
+def _plain(content: Any) -> Any:
+    """Turn settings in a dictionary, such as sources by name, into what YAML can say."""
+    if isinstance(content, dict):
+        return {key: asdict(v) if is_dataclass(v) else v for key, v in content.items()}
+    return content
+
+
 def _explain(value: Any, owner: type, indent: str) -> list[str]:
     lines = []
     docs = _field_docs(owner)
@@ -276,7 +301,8 @@ def _explain(value: Any, owner: type, indent: str) -> list[str]:
         if is_dataclass(content):
             lines += [f"{indent}{part.name}:", *_explain(content, type(content), f"{indent}  ")]
         else:
-            text = yaml.safe_dump({part.name: content}, sort_keys=False, allow_unicode=True)
+            plain = _plain(content)
+            text = yaml.safe_dump({part.name: plain}, sort_keys=False, allow_unicode=True)
             lines += textwrap.indent(text.rstrip(), indent).splitlines()
     return lines
 

@@ -89,7 +89,10 @@ def test_the_context_is_as_long_as_a_row_unless_the_model_says_otherwise() -> No
         ),
         (["model.max_position_embeddings=8"], r"data\.sequence_length is 256.*is 8"),
         (["tokenizer.vocab_size=100"], r"tokenizer\.vocab_size is 100.*259"),
-        (["data.files=[a.txt]"], r"2 of data\.files, data\.dataset and data\.builtin"),
+        (
+            ["data.files=[a.txt]"],
+            r"2 of data\.files, data\.dataset, data\.builtin and data\.sources",
+        ),
         (["data.validation_fraction=1.5"], r"data\.validation_fraction is 1\.5"),
         (["name=../up"], r"name is '\.\./up'"),
         (["seed=-1"], r"seed is -1"),
@@ -142,3 +145,51 @@ def test_a_missing_file_names_those_that_are_there(monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(Path(__file__).parents[1])
     with pytest.raises(ConfigError, match=r"configs/dmeo\.yaml is not there.*configs/demo\.yaml"):
         load_run_config(Path("configs/dmeo.yaml"))
+
+
+SOURCES = ["data.sources.wiki.files=[a.jsonl]", "data.sources.code.builtin=python-stdlib"]
+
+
+def test_sources_are_settings_by_name_and_read_back_equal(tmp_path: Path) -> None:
+    config = load_run_config(None, [*SOURCES, "data.sources.wiki.weight=3"])
+
+    assert config.data.weights() == {"wiki": 3.0, "code": 1.0}
+    for text in (to_yaml(config), explain(config)):
+        (tmp_path / "config.yaml").write_text(text)
+        assert load_run_config(tmp_path / "config.yaml") == config
+
+
+def test_every_setting_of_a_source_is_explained() -> None:
+    text = explain(load_run_config(None, [BUILTIN]))
+
+    assert "# Joins several fields into one text" in text
+    assert "# Share of each source kept for validation" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "data.sources.wiki.wieght=1",
+            r"data\.sources\.wiki\.wieght is set.*Did you mean weight\?",
+        ),
+        ("data.sources.wiki.weight=-1", r"data\.sources\.wiki\.weight is -1\.0, but it must be a"),
+        ("data.sources.wiki=5", r"holds settings by name"),
+        ("data.sources=[1]", r"settings by name"),
+        ("data.sources.validation.files=[a]", r"data\.sources has 'validation', but"),
+        ("data.sources.a/b.files=[a]", r"data\.sources has 'a/b', but a name has letters"),
+        ("data.files=[b]", r"2 of data\.files, data\.dataset, data\.builtin and data\.sources"),
+        ("data.sources.wiki.dataset=x", r"2 of data\.sources\.wiki\.files, data\.sources\.wiki"),
+        ("data.sources.wiki.streaming=true", r"data\.sources\.wiki\.streaming is true, but it is"),
+        ("data.sources.wiki.max_shards=2", r"data\.sources\.wiki\.max_shards is 2, but"),
+        ("data.sources.wiki.template='{a.b}'", r"wiki\.template is '\{a\.b\}', but between braces"),
+        ("data.sources.wiki.template='{a!r}'", r"only a column's plain name may stand"),
+        ("data.sources.wiki.template='{a:>9}'", r"only a column's plain name may stand"),
+        ("data.sources.wiki.template='{}'", r"only a column's plain name may stand"),
+        ("data.sources.wiki.template='{a'", r"its braces do not match"),
+        ("data.sources.wiki.template=fixed", r"it names no column"),
+    ],
+)
+def test_a_source_that_is_set_wrongly_is_named(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(None, [*SOURCES, word])

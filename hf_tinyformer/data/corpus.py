@@ -209,10 +209,10 @@ def pin_revisions(
 
     Args:
         config: The settings.
-        known: Commits found before, by source's name; the Hub is asked for the others only.
+        known: Commits found before, by `ID@REVISION`; the Hub is asked for the others only.
 
     Returns:
-        The settings with commits as revisions, and the commits by source's name.
+        The settings with commits as revisions, and all commits by `ID@REVISION`.
 
     Raises:
         DataError: If the Hub has to be asked and cannot.
@@ -221,9 +221,10 @@ def pin_revisions(
     sources = config.named_sources()
     for name, source in sources.items():
         if needs_pin(source):
-            revision = pinned.get(name) or pin_revision(source, config.key_of(name))
-            pinned[name] = revision
-            sources[name] = replace(source, dataset_revision=revision)
+            wanted = f"{source.dataset}@{source.dataset_revision or 'main'}"
+            if wanted not in pinned:
+                pinned[wanted] = pin_revision(source, config.key_of(name))
+            sources[name] = replace(source, dataset_revision=pinned[wanted])
     if not config.sources:
         return replace(config, dataset_revision=sources[ONLY_SOURCE].dataset_revision), pinned
     return replace(config, sources=sources), pinned
