@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
 )
 
 from hf_tinyformer.adapters import register_with_peft
@@ -24,6 +25,7 @@ from hf_tinyformer.model.modeling_tinyformer import (
     TinyFormerModel,
     TinyFormerPreTrainedModel,
 )
+from hf_tinyformer.model.tokenization_tinyformer import TinyFormerTokenizer
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,7 @@ AutoModelForSequenceClassification.register(
 AutoModelForTokenClassification.register(
     TinyFormerConfig, TinyFormerForTokenClassification, exist_ok=True
 )
+AutoTokenizer.register(TinyFormerConfig, tokenizer_class=TinyFormerTokenizer, exist_ok=True)
 register_with_peft()
 
 __all__ = [
@@ -47,5 +50,6 @@ __all__ = [
     "TinyFormerForTokenClassification",
     "TinyFormerModel",
     "TinyFormerPreTrainedModel",
+    "TinyFormerTokenizer",
     "__version__",
 ]

@@ -24,7 +24,9 @@ from hf_tinyformer.data.corpus import (
     read_part,
 )
 from hf_tinyformer.data.preparation import prepare_token_store
+from hf_tinyformer.data.existing_tokenizer import adopt_tokenizer, describe_tokenizer
 from hf_tinyformer.data.tokenizer import (
+    count_ids,
     load_tokenizer,
     save_tokenizer,
     tokenizer_fingerprint,
@@ -75,7 +77,7 @@ def _holds(folder: Path, *, kind: str, inputs: str) -> bool:
 
 
 def prepare_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerFast:
-    """Train the run's tokenizer, unless `folder` holds it already.
+    """Train the run's tokenizer, or take the one that it names, unless `folder` holds it already.
 
     Args:
         config: The run.
@@ -84,14 +86,21 @@ def prepare_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerFas
     Returns:
         The tokenizer, as read back from `folder`.
     """
-    sources = [describe_inputs(config.data), asdict(config.tokenizer)]
-    inputs = fingerprint([*sources, config.data.sequence_length])
+    made_from = [describe_tokenizer(config.tokenizer), config.data.sequence_length]
+    if config.tokenizer.path is None:
+        made_from.append(describe_inputs(config.data))
+    inputs = fingerprint(made_from)
     if not _holds(folder, kind="tokenizer", inputs=inputs):
-        logger.info("training the tokenizer")
-        texts = (document.text for document in iterate_documents(config.data, "train"))
-        tokenizer = train_tokenizer(
-            config.tokenizer, texts, sequence_length=config.data.sequence_length
-        )
+        if config.tokenizer.path is None:
+            logger.info("training the tokenizer")
+            texts = (document.text for document in iterate_documents(config.data, "train"))
+            tokenizer = train_tokenizer(
+                config.tokenizer, texts, sequence_length=config.data.sequence_length
+            )
+        else:
+            tokenizer = adopt_tokenizer(
+                config.tokenizer, sequence_length=config.data.sequence_length
+            )
         save_tokenizer(tokenizer, folder, facts={"inputs": inputs})
     return load_tokenizer(folder)
 
@@ -132,7 +141,7 @@ def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> TinyFo
     Returns:
         The model, float32, on the CPU.
     """
-    model_config = build_model_config(config, vocab_size=len(tokenizer), tokenizer=tokenizer)
+    model_config = build_model_config(config, vocab_size=count_ids(tokenizer), tokenizer=tokenizer)
     set_seed(config.seed)
     return TinyFormerForCausalLM(model_config)
 

@@ -1,7 +1,4 @@
-"""Train, save, load and show tokenizers.
-
-`bpe` is byte-level byte-pair encoding: Sennrich et al. 2016, section 3.2, over bytes as in
-Radford et al. 2019, section 2.2. `char` gives every character of the training text a token.
+"""Train, save, load and show tokenizers; the kinds themselves are in tokenizer_training.py.
 
 A special token is made in two places only: `encode_documents` puts `<s>` and `</s>` around a
 document, and the post-processor inside tokenizer.json puts `<s>` before a prompt. A corpus that
@@ -12,12 +9,29 @@ transformers, the letters `<s>` are the special token; pass `split_special_token
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_tinyformer.artifacts import fingerprint, read_manifest, write_folder
+from hf_tinyformer.data.chat_template import (
+    check_chat_template,
+    list_chat_tokens,
+    read_chat_template,
+)
+from hf_tinyformer.data.jamo import decompose_syllables, has_jamo_normalizer, spell_alone
+from hf_tinyformer.data.tokenizer_training import (
+    BOS_TOKEN,
+    EOS_TOKEN,
+    NUM_BYTES,
+    PAD_TOKEN,
+    UNK_TOKEN,
+    byte_letters,
+    list_special_tokens,
+    train_backend,
+)
 from hf_tinyformer.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -26,19 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN = "<pad>", "<s>", "</s>", "<unk>"
-
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # English contractions
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word, with the one space or sign before it
-    r"|\p{N}{1,3}"  # digits, at most three at a time
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # signs, with the line ends after them
-    r"|\s*[\r\n]+"  # blank lines
-    r"|\s+(?!\S)"  # a run of spaces (indentation), less the one that begins the next word
-    r"|\s+"
-)
-"""Where a merge may not cross: GPT-4's pattern in the spelling of Llama 3, letter for letter,
-since other programs (llama.cpp among them) know the pattern by its text."""
+JAMO_CODE, JAMO_CLASS = "tokenization_tinyformer", "TinyFormerTokenizer"
+"""Module and class, in the model's room, that write syllables again when they decode."""
 
 _LONGEST_SPACE_RUN = 5_000_000
 # Oniguruma, the regex engine of `tokenizers`, gives up (as a panic) after ten million steps back,
@@ -50,12 +53,36 @@ _SPACE_RUN = re.compile(rf"\s{{{_LONGEST_SPACE_RUN}}}")
 class TokenizerConfig:
     """How text is cut into tokens."""
 
-    kind: Literal["bpe", "char"] = "bpe"
-    """`bpe`: byte-level byte-pair encoding, lossless on every text. `char`: one token a character
-    of the training text, `<unk>` for any other."""
+    kind: Literal["bpe", "jamo", "syllable", "word", "bytes"] = "bpe"
+    """`bpe`: byte-level byte-pair encoding, lossless on every text. `jamo`: the same over the
+    letters of Korean syllables, which come back composed. `syllable`: one token a character.
+    `word`: one token a word between spaces, `<unk>` for words outside the vocabulary. `bytes`: one
+    token a byte."""
 
     vocab_size: int = 4096
-    """Tokens in all, special ones included. Used by `bpe`; `char` takes what the text has."""
+    """Tokens at most, special ones included. `bytes` has as many as there are."""
+
+    path: str | None = None
+    """Folder or Hub id of an existing tokenizer, used as it is instead of training one."""
+
+    pattern: str = "gpt4"
+    """Where `bpe` and `jamo` may not merge across: `gpt4`, `gpt2`, or a regular expression."""
+
+    digits: int = 3
+    """Digits that `gpt4` keeps together at most; 1 makes every digit a token of its own."""
+
+    space_runs: bool = True
+    """Let `gpt4` keep runs of spaces and line ends together, as in indented code."""
+
+    byte_fallback: bool = True
+    """Spell characters outside the vocabulary of `syllable` by their bytes; otherwise each is
+    `<unk>`."""
+
+    special_tokens: list[str] = field(default_factory=list)
+    """Special tokens of your own, such as those of a chat template."""
+
+    chat_template: str | None = None
+    """How a conversation is written down: `chatml`, a Jinja file, or Jinja text."""
 
     add_bos_token: bool = True
     """Begin every document, and every prompt, with `<s>`."""
@@ -64,12 +91,35 @@ class TokenizerConfig:
     """End every document with `</s>`. Prompts never get one."""
 
     def __post_init__(self) -> None:
-        """Reject a vocabulary that cannot hold the bytes."""
-        if self.kind == "bpe" and self.vocab_size < 259:
+        """Reject settings that contradict each other."""
+        special = len(list_special_tokens(self, self.list_extra_tokens()))
+        whole = self.kind in ("bpe", "jamo") or (self.kind == "syllable" and self.byte_fallback)
+        least = special + (NUM_BYTES if whole else 1)
+        if self.path is None and self.kind != "bytes" and self.vocab_size < least:
+            what = f"{NUM_BYTES} bytes" if whole else "one token of the text"
             raise ConfigError(
-                f"tokenizer.vocab_size is {self.vocab_size}, but byte-level BPE needs 259: "
-                "256 bytes and 3 special tokens. Take 1024 or more."
+                f"tokenizer.vocab_size is {self.vocab_size}, but {self.kind} needs {least}: "
+                f"{what} and {special} special tokens. Take 1024 or more."
             )
+        if self.digits < 1:
+            raise ConfigError(
+                f"tokenizer.digits is {self.digits}, but a number has at least 1. Take 1 or 3."
+            )
+        if self.pattern != "gpt4" and (self.digits != 3 or not self.space_runs):
+            raise ConfigError(
+                f"tokenizer.pattern is {self.pattern}, but tokenizer.digits and "
+                "tokenizer.space_runs shape gpt4 only. Leave them out, or take pattern: gpt4."
+            )
+        for token in self.special_tokens:
+            if not token or token != token.strip():
+                raise ConfigError(
+                    f"tokenizer.special_tokens has {token!r}, but a special token must not be "
+                    "empty nor begin or end with white space. Rename it."
+                )
+
+    def list_extra_tokens(self) -> list[str]:
+        """List the special tokens beyond the usual ones: the template's and the user's."""
+        return [*list_chat_tokens(self.chat_template), *self.special_tokens]
 
 
 def check_text(text: str, source: str) -> None:
@@ -98,57 +148,6 @@ def check_text(text: str, source: str) -> None:
         )
 
 
-def _train_bpe(config: TokenizerConfig, texts: Iterator[str]) -> "Tokenizer":
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        min_frequency=2,  # what was seen once is a memory of one text, not a unit
-        special_tokens=[PAD_TOKEN, BOS_TOKEN, EOS_TOKEN],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # every byte: lossless on all text
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    if backend.get_vocab_size() < config.vocab_size:
-        logger.warning(
-            "tokenizer.vocab_size is %d, but the training text has pairs for %d tokens only; "
-            "the tokenizer has that many.",
-            config.vocab_size,
-            backend.get_vocab_size(),
-        )
-    return backend
-
-
-def _train_char(_config: TokenizerConfig, texts: Iterator[str]) -> "Tokenizer":
-    from tokenizers import Tokenizer, decoders, models
-
-    characters: set[str] = set()
-    for text in texts:
-        characters.update(text)
-    special = [PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN]
-    vocabulary = {token: index for index, token in enumerate([*special, *sorted(characters)])}
-    # BPE without merges leaves characters apart, ten times as fast as cutting with a pattern.
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNK_TOKEN))
-    backend.decoder = decoders.Fuse()
-    backend.add_special_tokens(special)
-    return backend
-
-
-_TRAINERS: dict[str, Callable[[TokenizerConfig, Iterator[str]], "Tokenizer"]] = {
-    "bpe": _train_bpe,
-    "char": _train_char,
-}
-"""One function a kind. A new kind is a function here and a word in `TokenizerConfig.kind`."""
-
-
 def _checked(texts: Iterable[str]) -> Iterator[str]:
     num_characters = 0
     for index, text in enumerate(texts):
@@ -162,6 +161,20 @@ def _checked(texts: Iterable[str]) -> Iterator[str]:
         )
 
 
+def _class_named(auto_map: Mapping[str, Any] | None) -> type["PreTrainedTokenizerFast"]:
+    """Find the class that a tokenizer's `auto_map` names, if it is one that we registered.
+
+    The room of the model is no business of this one, hence the way round through transformers.
+    """
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    for reference in (auto_map or {}).get("AutoTokenizer") or ():
+        if reference and reference.endswith(f"{JAMO_CODE}.{JAMO_CLASS}"):
+            return tokenizer_class_from_name(JAMO_CLASS)
+    return PreTrainedTokenizerFast
+
+
 def train_tokenizer(
     config: TokenizerConfig, texts: Iterable[str], *, sequence_length: int
 ) -> "PreTrainedTokenizerFast":
@@ -173,28 +186,38 @@ def train_tokenizer(
         sequence_length: Tokens the model reads at once, stored as `model_max_length`.
 
     Returns:
-        A tokenizer with ids 0 `<pad>`, 1 `<s>`, 2 `</s>` and, for `char`, 3 `<unk>`.
+        A tokenizer with ids 0 `<pad>`, 1 `<s>`, 2 `</s>` and, where a text can be outside the
+        vocabulary, 3 `<unk>`; then the special tokens of the chat template and of the user.
 
     Raises:
         DataError: If there is no text, or a text has a lone surrogate.
+        ConfigError: If the pattern or the chat template does not work.
     """
     from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
 
-    backend = _TRAINERS[config.kind](config, _checked(texts))
+    more = config.list_extra_tokens()
+    special = list_special_tokens(config, more)
+    template = config.chat_template and read_chat_template(
+        config.chat_template, begins_with_bos=config.add_bos_token
+    )
+    backend = train_backend(config, special, _checked(texts))
     if config.add_bos_token:
         backend.post_processor = TemplateProcessing(
             single=f"{BOS_TOKEN} $A",
             pair=f"{BOS_TOKEN} $A {BOS_TOKEN}:1 $B:1",
             special_tokens=[(BOS_TOKEN, backend.token_to_id(BOS_TOKEN))],
         )
-    unknown = {"unk_token": UNK_TOKEN} if backend.token_to_id(UNK_TOKEN) is not None else {}
-    return PreTrainedTokenizerFast(
+    settings: dict[str, Any] = {"unk_token": UNK_TOKEN} if UNK_TOKEN in special else {}
+    if more:
+        settings["extra_special_tokens"] = more
+    if config.kind == "jamo":
+        settings["auto_map"] = {"AutoTokenizer": [None, f"{JAMO_CODE}.{JAMO_CLASS}"]}
+    tokenizer = _class_named(settings.get("auto_map"))(
         tokenizer_object=backend,
         pad_token=PAD_TOKEN,
         bos_token=BOS_TOKEN,
         eos_token=EOS_TOKEN,
-        **unknown,
+        **settings,
         padding_side="left",
         model_max_length=sequence_length,
         model_input_names=["input_ids", "attention_mask"],
@@ -203,6 +226,10 @@ def train_tokenizer(
         documents_begin_with_bos=config.add_bos_token,
         documents_end_with_eos=config.add_eos_token,
     )
+    if template:
+        tokenizer.chat_template = template
+        check_chat_template(tokenizer)
+    return tokenizer
 
 
 def document_frame(tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], list[int]]:
@@ -213,6 +240,29 @@ def document_frame(tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], lis
     prefix = [tokenizer.bos_token_id] if begin and tokenizer.bos_token_id is not None else []
     suffix = [tokenizer.eos_token_id] if end and tokenizer.eos_token_id is not None else []
     return prefix, suffix
+
+
+@contextmanager
+def _plain_backend(tokenizer: "PreTrainedTokenizerFast") -> Iterator[tuple["Tokenizer", bool]]:
+    """Lend the tokenizer inside, set to take text for nothing but text.
+
+    The second value tells whether it now expects Korean syllables spelled by their jamo.
+    """
+    backend = tokenizer.backend_tokenizer
+    parses_special_tokens = not backend.encode_special_tokens
+    normalizer, is_jamo = backend.normalizer, has_jamo_normalizer(backend)
+    # Padding or truncation left over from a call would otherwise apply here.
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True
+    if is_jamo:
+        backend.normalizer = None
+    try:
+        yield backend, is_jamo
+    finally:
+        backend.encode_special_tokens = not parses_special_tokens
+        if is_jamo:
+            backend.normalizer = normalizer
 
 
 def encode_documents(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
@@ -228,18 +278,38 @@ def encode_documents(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str])
     Returns:
         Token ids, one list a document.
     """
-    backend = tokenizer.backend_tokenizer
     prefix, suffix = document_frame(tokenizer)
-    parses_special_tokens = not backend.encode_special_tokens
-    # Padding or truncation left over from a call would otherwise apply here.
-    backend.no_padding()
-    backend.no_truncation()
-    backend.encode_special_tokens = True
-    try:
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-    finally:
-        backend.encode_special_tokens = not parses_special_tokens
+    with _plain_backend(tokenizer) as (backend, is_jamo):
+        # The normalizer inside does the same, a hundred times as slow.
+        cut = [decompose_syllables(text) for text in texts] if is_jamo else list(texts)
+        encodings = backend.encode_batch_fast(cut, add_special_tokens=False)
     return [prefix + encoding.ids + suffix for encoding in encodings]
+
+
+def count_ids(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Count the ids that a model needs rows for: the highest one and all below it.
+
+    A tokenizer from elsewhere may leave ids out; then it has fewer tokens than this.
+    """
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def check_ids(tokenizer: "PreTrainedTokenizerFast", vocab_size: int, source: str) -> None:
+    """Check that a model has a row for every id of its tokenizer; more rows are no harm.
+
+    Args:
+        tokenizer: Any fast tokenizer.
+        vocab_size: The model's.
+        source: Where they come from, for the message.
+
+    Raises:
+        ArtifactError: If an id is too high.
+    """
+    if (needed := count_ids(tokenizer)) > vocab_size:
+        raise ArtifactError(
+            f"{source} has a tokenizer with ids up to {needed - 1}, but its model's vocab_size is "
+            f"{vocab_size}. Use the tokenizer that the model was trained with."
+        )
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
@@ -273,6 +343,8 @@ def write_tokenizer_files(tokenizer: "PreTrainedTokenizerFast", folder: Path) ->
     for trace in ("is_local", "local_files_only", "name_or_path"):
         settings.pop(trace, None)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if "extra_special_tokens" in settings:  # by the name that version 4 knows too
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8", newline="\n")
 
@@ -293,17 +365,33 @@ def save_tokenizer(
         write_tokenizer_files(tokenizer, staging)
 
 
+def read_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """Read plain Hugging Face files, with the class of ours that they name if they name one.
+
+    Code that lies beside them is not run.
+
+    Args:
+        folder: A folder with tokenizer_config.json: a tokenizer's or a whole model's.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    chosen = _class_named(settings.get("auto_map"))
+    if chosen is PreTrainedTokenizerFast and (folder / "config.json").is_file():
+        # Another model's tokenizer may be of a class that only its config.json tells.
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # Not AutoTokenizer, which may ask about remote code on the way.
+    return chosen.from_pretrained(folder)
+
+
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """Load the folder that `save_tokenizer` wrote.
 
     Raises:
         ArtifactError: If the folder is missing, damaged, or not a tokenizer's.
     """
-    from transformers import PreTrainedTokenizerFast
-
     facts = read_manifest(folder, kind="tokenizer", check_hashes=True)
-    # Not AutoTokenizer, which may ask about remote code on the way.
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder)
     found = tokenizer_fingerprint(tokenizer)
     if found != facts["fingerprint"]:
         raise ArtifactError(
@@ -311,14 +399,6 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
             "installed transformers or tokenizers reads it differently. Train the tokenizer again."
         )
     return tokenizer
-
-
-def _bytes_of_letters() -> dict[str, int]:
-    # GPT-2's table: a byte that prints stands for itself, the others for letters from U+0100 on.
-    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printing]
-    letters = [chr(byte) for byte in printing] + [chr(256 + index) for index in range(len(others))]
-    return dict(zip(letters, printing + others, strict=True))
 
 
 def show_tokens(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[tuple[int, str]]:
@@ -329,18 +409,22 @@ def show_tokens(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[tuple[i
         text: What to cut.
 
     Returns:
-        Pairs of id and piece. A piece that is a part of a character reads as its bytes: `\xed\x95`.
+        Pairs of id and piece. A piece that is a part of a character reads as its bytes, `\xed\x95`,
+        and one that is a part of a Korean syllable as letters that stand alone: 느, ㄴ.
     """
     prefix, suffix = document_frame(tokenizer)
     ids = encode_documents(tokenizer, [text])[0]
     ids = ids[len(prefix) : len(ids) - len(suffix)]
-    table = _bytes_of_letters()
-    pieces = []
-    for index in ids:
-        piece = tokenizer.backend_tokenizer.decode([index], skip_special_tokens=False)
-        if "�" in piece:
-            letters = tokenizer.convert_ids_to_tokens(index)
-            raw = bytes(table[letter] for letter in letters if letter in table)
-            piece = "".join(f"\\x{byte:02x}" for byte in raw) or piece
-        pieces.append((index, piece))
-    return pieces
+    return [(index, show_token(tokenizer, index)) for index in ids]
+
+
+def show_token(tokenizer: "PreTrainedTokenizerFast", index: int) -> str:
+    """Make one token readable, as `show_tokens` does."""
+    piece = tokenizer.backend_tokenizer.decode([index], skip_special_tokens=False)
+    if "\ufffd" in piece:
+        letters, table = tokenizer.convert_ids_to_tokens(index), byte_letters()
+        if re.fullmatch("<0x[0-9A-F]{2}>", letters):
+            return f"\\x{letters[3:5].lower()}"
+        raw = bytes(table[letter] for letter in letters if letter in table)
+        piece = raw.decode("utf-8", errors="backslashreplace") or piece
+    return spell_alone(piece)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_tinyformer.errors import ConfigError, DataError
 from hf_tinyformer.inference.evaluation import evaluation_mode
+from hf_tinyformer.model.tokenization_tinyformer import TinyFormerTokenizer, compose_syllables
 
 TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 1.0
 """How text is sampled unless told otherwise; a model's generation_config.json says the same."""
@@ -133,6 +134,21 @@ def _sampling_settings(
         "eos_token_id": stop_ids or None,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+def join_texts(tokenizer: Any, prompt: str, text: str) -> str:
+    """Put a prompt and its continuation together.
+
+    Where tokens are letters of Korean syllables, a continuation may begin with the end of the
+    prompt's last syllable: 가 and a final ㄴ are 간.
+
+    Args:
+        tokenizer: The one that decoded the continuation.
+        prompt: The text before.
+        text: What `generate_text` returned for it.
+    """
+    joined = prompt + text
+    return compose_syllables(joined) if isinstance(tokenizer, TinyFormerTokenizer) else joined
 
 
 def generate_text(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from hf_tinyformer.data.tokenizer import check_ids, read_tokenizer
 from hf_tinyformer.errors import ArtifactError
 
 FILES_TO_LOAD = ["*.json", "*.safetensors", "*.jinja"]
@@ -106,7 +107,9 @@ def load_checkpoint(
             output_loading_info=True,
         )
     _require_all_weights(folder, report)
-    return model.to(device).eval(), load_tokenizer_of(folder)
+    tokenizer = load_tokenizer_of(folder)
+    check_ids(tokenizer, model.get_input_embeddings().num_embeddings, str(folder))
+    return model.to(device).eval(), tokenizer
 
 
 def load_tokenizer_of(checkpoint: str | Path, *, revision: str | None = None) -> Any:
@@ -120,11 +123,7 @@ def load_tokenizer_of(checkpoint: str | Path, *, revision: str | None = None) ->
     Raises:
         ArtifactError: If there is none, or it cannot be loaded.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     folder = _find(checkpoint, revision)
     _require(folder, "tokenizer_config.json")
     with _one_line(folder):
-        if not (folder / "config.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return read_tokenizer(folder)

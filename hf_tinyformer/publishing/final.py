@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from hf_tinyformer.artifacts import write_folder
-from hf_tinyformer.data.tokenizer import write_tokenizer_files
+from hf_tinyformer.data.tokenizer import check_ids, write_tokenizer_files
 from hf_tinyformer.errors import ArtifactError
+from hf_tinyformer.inference.chat import find_end_of_turn
 from hf_tinyformer.inference.evaluation import evaluation_mode
-from hf_tinyformer.inference.generation import TEMPERATURE, TOP_K, TOP_P, generate_text
+from hf_tinyformer.inference.generation import TEMPERATURE, TOP_K, TOP_P, generate_text, join_texts
 from hf_tinyformer.publishing.card import CardFacts, render_card
 
 CURVE_NAME = "loss.png"
@@ -97,6 +98,8 @@ def _write_generation_config(folder: Path, model: Any, tokenizer: Any) -> None:
 
     # Longer texts than the context would ask a learned table for positions that it does not have.
     length = max(1, min(128, model.config.max_position_embeddings // 2))
+    end_of_turn = find_end_of_turn(tokenizer) if tokenizer.chat_template else None
+    ends = sorted({tokenizer.eos_token_id, end_of_turn} - {None})
     GenerationConfig(
         do_sample=True,
         temperature=TEMPERATURE,
@@ -104,7 +107,7 @@ def _write_generation_config(folder: Path, model: Any, tokenizer: Any) -> None:
         top_p=TOP_P,
         max_new_tokens=length,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
         pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(folder)
 
@@ -140,11 +143,7 @@ def write_model_files(folder: Path, model: Any, tokenizer: Any) -> None:
 
 
 def _check_pair(model: Any, tokenizer: Any) -> None:
-    if len(tokenizer) > model.config.vocab_size:
-        raise ArtifactError(
-            f"the tokenizer has {len(tokenizer)} tokens, but model.vocab_size is "
-            f"{model.config.vocab_size}. Use the tokenizer that the model was trained with."
-        )
+    check_ids(tokenizer, model.config.vocab_size, "the run")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ours, theirs = getattr(model.config, name), getattr(tokenizer, name)
         if ours != theirs:
@@ -205,7 +204,7 @@ def verify_final(folder: Path, model: Any, tokenizer: Any) -> None:
 def _make_sample(model: Any, tokenizer: Any, prompt: str) -> dict[str, Any]:
     text = generate_text(model, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, seed=SAMPLE_SEED)
     return {
-        "text": prompt + text,
+        "text": join_texts(tokenizer, prompt, text),
         "tokens": SAMPLE_TOKENS,
         "seed": SAMPLE_SEED,
         "temperature": TEMPERATURE,

@@ -49,4 +49,20 @@ def bpe(texts):
 
 @pytest.fixture(scope="session")
 def char(texts):
-    return train_tokenizer(TokenizerConfig(kind="char"), texts, sequence_length=64)
+    """Characters, and <unk> for those that the texts lack."""
+    config = TokenizerConfig(kind="syllable", byte_fallback=False)
+    return train_tokenizer(config, texts, sequence_length=64)
+
+
+@pytest.fixture(scope="session")
+def every_kind(bpe, char, texts):
+    """Map a name to a tokenizer of its kind."""
+    trained = {
+        kind: train_tokenizer(
+            TokenizerConfig(kind=kind, vocab_size=size),
+            SOURCE_CODE * 20 + texts,
+            sequence_length=64,
+        )
+        for kind, size in {"jamo": 512, "syllable": 512, "word": 100, "bytes": 512}.items()
+    }
+    return {"bpe": bpe, "char": char, **trained}

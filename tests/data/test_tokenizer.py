@@ -112,7 +112,9 @@ def test_no_merge_makes_the_name_of_a_special_token():
 
 def test_text_with_every_special_token_gives_none_in_char_either(texts):
     tokenizer = train_tokenizer(
-        TokenizerConfig(kind="char"), ["<s></s><pad><unk>"], sequence_length=8
+        TokenizerConfig(kind="syllable", byte_fallback=False),
+        ["<s></s><pad><unk>"],
+        sequence_length=8,
     )
 
     ids = documents_inside(tokenizer, ["<s></s><pad><unk>"])[0]
@@ -122,7 +124,9 @@ def test_text_with_every_special_token_gives_none_in_char_either(texts):
 
 
 def test_char_numbers_the_characters_by_code_point_and_does_not_know_others():
-    tokenizer = train_tokenizer(TokenizerConfig(kind="char"), ["ba\n", "가b"], sequence_length=8)
+    tokenizer = train_tokenizer(
+        TokenizerConfig(kind="syllable", byte_fallback=False), ["ba\n", "가b"], sequence_length=8
+    )
 
     # 0-3 are special; then \n, a, b, 가 in the order of their code points.
     assert encode_documents(tokenizer, ["ab\n가?"]) == [[1, 5, 6, 4, 7, 3, 2]]
@@ -190,7 +194,9 @@ def test_padding_left_over_from_a_call_is_not_put_into_documents(bpe):
 
 @pytest.mark.parametrize(("bos", "eos"), [(True, False), (False, True), (False, False)])
 def test_documents_and_prompts_are_framed_as_configured_also_after_loading(tmp_path, bos, eos):
-    config = TokenizerConfig(kind="char", add_bos_token=bos, add_eos_token=eos)
+    config = TokenizerConfig(
+        kind="syllable", byte_fallback=False, add_bos_token=bos, add_eos_token=eos
+    )
     save_tokenizer(train_tokenizer(config, ["ab"], sequence_length=8), tmp_path / "t", facts={})
 
     tokenizer = load_tokenizer(tmp_path / "t")
@@ -307,7 +313,7 @@ def test_a_vocabulary_the_text_cannot_fill_is_said_and_smaller(caplog):
     assert "260 tokens" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["bpe", "char"])
+@pytest.mark.parametrize("kind", ["bpe", "jamo", "syllable", "word", "bytes"])
 def test_training_on_no_text_is_an_error(kind):
     with pytest.raises(DataError, match="has 0 characters"):
         train_tokenizer(TokenizerConfig(kind=kind), ["", ""], sequence_length=8)

@@ -105,7 +105,7 @@ def test_an_empty_prompt_begins_at_the_start_token(tiny_llama, byte_tokenizer):
     ],
 )
 def test_an_empty_prompt_begins_as_documents_did_in_training(text, frame, expected):
-    config = TokenizerConfig(kind="char", **frame)
+    config = TokenizerConfig(kind="syllable", byte_fallback=False, **frame)
     tokenizer = train_tokenizer(config, [text], sequence_length=8)
 
     assert tokenizer.convert_ids_to_tokens(encode_prompt(tokenizer, "")) == [expected]
