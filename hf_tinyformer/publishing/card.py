@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_tinyformer.errors import ArtifactError
 from hf_tinyformer.inference.evaluation import Evaluation
+from hf_tinyformer.publishing.card_rules import check_languages, check_license, slug
 from hf_tinyformer.publishing.privacy import scrub
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class CardConfig:
 
     license: str | None = None
     """License of the model as the Hub names it, such as apache-2.0."""
+
+    def __post_init__(self) -> None:
+        """Refuse what the Hub would refuse, before the model is trained."""
+        check_license(self.license)
+        check_languages(self.languages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +141,8 @@ def describe_hardware(device: Any) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":
-        return f"CPU, {torch.get_num_threads()} threads"
+        count = torch.get_num_threads()
+        return f"CPU, {count} {'thread' if count == 1 else 'threads'}"
     return f"one {device.type} device"
 
 
@@ -196,6 +203,18 @@ def _format_time(seconds: float) -> str:
     return f"{minutes} minutes" if minutes < 120 else f"{seconds / 3600:.1f} hours"
 
 
+def describe_count(count: int) -> str:
+    """Say a large number as people do: `5.3 million`; a small one in full."""
+    for size, word in ((10**9, "billion"), (10**6, "million")):
+        if count >= size:
+            return f"{count / size:.3g} {word}"
+    return f"{count:,}"
+
+
+def _passes(facts: CardFacts) -> float:
+    return facts.training.tokens_seen / max(1, facts.splits["train"].num_tokens)
+
+
 def _training_table(facts: TrainingFacts) -> list[tuple[str, str]]:
     tokens = facts.global_batch_size * facts.sequence_length
     return [
@@ -227,7 +246,7 @@ def _card_data(facts: CardFacts) -> "ModelCardData":
         EvalResult(
             task_type="text-generation",
             task_name="Text generation",
-            dataset_type=facts.datasets[0] if facts.datasets else corpus,
+            dataset_type=facts.datasets[0] if facts.datasets else slug(corpus),
             dataset_name=corpus,
             dataset_split="validation",
             metric_type=metric,
@@ -244,8 +263,14 @@ def _card_data(facts: CardFacts) -> "ModelCardData":
         license=facts.license,
         datasets=list(facts.datasets) or None,
         tags=TAGS,
+        metrics=["perplexity"],
         eval_results=results,
     )
+
+
+def _shorten_paths(settings: str) -> str:
+    """Leave of a path that climbs out of the working directory its last part only."""
+    return re.sub(r"(?<=[\s'\"\[,])(?:\.\./)+(?:[^\s'\",\]/]+/)*", "path/to/", settings)
 
 
 def _make_visible(text: str) -> str:
@@ -257,6 +282,35 @@ def _fence_for(text: str) -> str:
     # A fence must be longer than any run of backticks inside it.
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     return "`" * max(3, longest + 1)
+
+
+LANGUAGE_NAMES = {"en": "English", "ko": "Korean", "code": "source code"}
+
+
+def _describe_languages(languages: Sequence[str]) -> str:
+    names = [LANGUAGE_NAMES.get(language, f"`{language}`") for language in languages]
+    return ", ".join(names) or "not stated"
+
+
+def _at_a_glance(facts: CardFacts, config: Any, num_parameters: int) -> list[tuple[str, str]]:
+    train = facts.splits["train"]
+    bytes_per_token = train.num_bytes / max(1, train.num_tokens)
+    return [
+        ("what it does", "continues text"),
+        ("languages", _describe_languages(facts.languages)),
+        ("parameters", f"{num_parameters:,}"),
+        ("reads at once", f"{config.max_position_embeddings:,} tokens"),
+        (
+            "tokenizer",
+            f"{config.vocab_size:,} tokens, which spell {bytes_per_token:.2f} bytes on average",
+        ),
+        (
+            "training text",
+            f"{describe_count(train.num_bytes)} bytes, read {_passes(facts):.2f} times over",
+        ),
+        ("bits per byte", f"{facts.evaluation.bits_per_byte:.4f} on validation text"),
+        ("license", facts.license or "not stated"),
+    ]
 
 
 def _versions() -> str:
@@ -301,6 +355,9 @@ def render_card(
             split_rule=facts.split_rule,
             training=facts.training,
             training_table=_training_table(facts.training),
+            glance=_at_a_glance(facts, config, num_parameters),
+            parameters_in_words=describe_count(num_parameters),
+            is_code="code" in facts.languages,
             evaluation=facts.evaluation,
             architecture=describe_architecture(config, num_parameters),
             num_parameters=num_parameters,
@@ -314,8 +371,8 @@ def render_card(
             temperature=sample["temperature"],
             top_k=sample["top_k"],
             has_curve=has_curve,
-            run_config=scrub(facts.run_config).strip(),
-            license_sentence=f"{facts.license}." if facts.license else "not stated.",
+            run_config=_shorten_paths(scrub(facts.run_config)).strip(),
+            license=facts.license,
             versions=_versions(),
         )
     except UndefinedError as error:

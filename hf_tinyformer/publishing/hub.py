@@ -77,6 +77,12 @@ def _translate_errors(repo_id: str) -> Iterator[None]:
             f"{repo_id} cannot be reached, because HF_HUB_OFFLINE is set. Unset it."
         ) from None
     except (http_error, OSError, ValueError, RuntimeError) as error:
+        if "Invalid metadata in README.md" in str(error):
+            reason = "; ".join(line.lstrip("- ") for line in str(error).splitlines()[1:])
+            raise HubError(
+                f"README.md of {repo_id} begins with metadata that the Hub refuses: {reason}. "
+                "Mend it there."
+            ) from None
         # Uploads and downloads arrive wrapped; what went wrong is inside.
         cause: BaseException = error
         while not isinstance(cause, http_error) and cause.__cause__ is not None:
@@ -162,6 +168,17 @@ def collect_files(folder: Path, *, namespace: str | None = None) -> dict[str, by
     return files
 
 
+def address_card(card: bytes, repo_id: str) -> bytes:
+    """Put a model's id on the Hub into the code of its card, where the folder's path stands.
+
+    Args:
+        card: A README.md that `render_card` wrote; another is left as it is.
+        repo_id: `USER/NAME`.
+    """
+    # Only a quoted path of one name: the settings further down have paths of their own.
+    return re.sub(rb'"path/to/[\w.-]+"', f'"{repo_id}"'.encode(), card)
+
+
 def _size(content: bytes | Path) -> int:
     return content.stat().st_size if isinstance(content, Path) else len(content)
 
@@ -232,6 +249,8 @@ def push_folder(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     files = collect_files(folder, namespace=repo_id.partition("/")[0])
+    if isinstance(card := files.get("README.md"), bytes):
+        files["README.md"] = address_card(card, repo_id)
     for finding in find_private(message, name=user_name()):
         raise HubError(f"the commit's message holds {finding.what}. Change it.")
     if confirm and not confirm([(name, _size(content)) for name, content in files.items()]):

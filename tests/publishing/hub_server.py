@@ -4,11 +4,14 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from .card_specification import validate_card
 
 TOKEN = "hf" + "_" + "LocalTestToken" + "0" * 10  # put together, so that no scanner objects
 LFS_SUFFIXES = (".safetensors", ".png", ".bin")
@@ -59,7 +62,11 @@ def etag_of(name: str, content: bytes) -> str:
 
 
 class HubServer(ThreadingHTTPServer):
-    """The Hub. `requests` holds what was sent; `fail_from` makes it fail at a request and after."""
+    """The Hub. `requests` holds what was sent.
+
+    `fail_from` makes it fail at a request and after; `cut_from` hangs up instead, in the middle of
+    what the client sends.
+    """
 
     daemon_threads = True
 
@@ -70,8 +77,10 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.fail_from: int | None = None
         self.fail_status = 500
+        self.cut_from: int | None = None
         self.lose_answer_to: str | None = None
         self.before_commit: Callable[[], None] | None = None
+        self.num_connections = 0
         self.lock = threading.Lock()
 
     @property
@@ -91,6 +100,15 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def handle_any(self) -> None:
+        with self.server.lock:
+            self.server.num_connections += 1
+            is_cut = self.server.cut_from is not None
+            is_cut = is_cut and self.server.num_connections >= self.server.cut_from
+        if is_cut:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = Request(self.command, self.path, dict(self.headers), body)
         with self.server.lock:
@@ -128,7 +146,14 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(request.path).path)
         query = parse_qs(urlsplit(request.path).query)
         if path == "/api/validate-yaml":
-            raise Answer(200, {"warnings": [], "errors": []})
+            found = validate_card(json.loads(request.body)["content"])
+            raise Answer(
+                400 if found.errors else 200,
+                {
+                    name: [{"message": message} for message in messages]
+                    for name, messages in vars(found).items()
+                },
+            )
         if match := re.fullmatch(r"/lfs/([0-9a-f]{64})", path):
             assert hashlib.sha256(request.body).hexdigest() == match[1]
             self.server.lfs[match[1]] = request.body

@@ -17,6 +17,7 @@ from hf_tinyformer.errors import HubError
 from hf_tinyformer.publishing import hub, privacy
 from hf_tinyformer.publishing.hub import collect_files, pull_folder, push_folder
 
+from .card_specification import validate_card
 from .hub_server import TOKEN, HubServer, Repo
 
 LOAD_FROM_HUB = """
@@ -32,6 +33,12 @@ assert not any(name.partition(".")[0] == "hf_tinyformer" for name in sys.modules
 import hf_tinyformer
 plain = AutoModelForCausalLM.from_pretrained("me/tiny", trust_remote_code=False)
 assert type(plain) is hf_tinyformer.TinyFormerForCausalLM and type(remote) is not type(plain)
+try:
+    AutoModelForCausalLM.from_pretrained("me/tiny", token=False, cache_dir=sys.argv[1] + ".cache")
+except OSError as error:
+    assert "not a valid model identifier" in str(error), error
+else:
+    raise AssertionError("a private model was loaded without a token")
 tokenizer = AutoTokenizer.from_pretrained("me/tiny", trust_remote_code=False)
 assert tokenizer.decode(tokenizer("def read")["input_ids"][1:]) == "def read"
 with torch.inference_mode():
@@ -90,8 +97,18 @@ def test_a_push_is_one_private_commit_of_the_listed_files(server, folder):
     expected -= {"optimizer.bin", "notes.txt", "manifest.json"}
     assert sent_names(server) == expected == {name for name, _ in shown}
     assert dict(shown)["config.json"] == (folder / "config.json").stat().st_size
-    for name in expected:
+    for name in expected - {"README.md"}:
         assert server.files("me/tiny")[name] == (folder / name).read_bytes()
+
+
+def test_the_card_s_code_names_the_model_by_its_id(server, folder):
+    card = (folder / "README.md").read_bytes()
+
+    push(server, folder)
+
+    sent = server.files("me/tiny")["README.md"]
+    assert sent == card.replace(b'"path/to/tiny"', b'"me/tiny"') != card
+    assert sent.count(b'"me/tiny"') == 2
 
 
 def test_nothing_is_sent_before_it_is_confirmed(server, folder):
@@ -139,9 +156,10 @@ def test_a_failure_at_any_request_leaves_the_old_model_or_the_new_one(server, fo
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "README.md").write_text("changed\n")
+    card = old["README.md"] + b"changed\n"
+    (folder / "README.md").write_bytes(card)
     messages = []
-    new = {**old, "README.md": b"changed\n"}
+    new = {**old, "README.md": card}
     new["model.safetensors"] = (folder / "model.safetensors").read_bytes()
 
     server.lfs.clear()
@@ -164,6 +182,40 @@ def test_a_failure_at_any_request_leaves_the_old_model_or_the_new_one(server, fo
     server.fail_from = None
     push(server, folder)
     assert server.files("me/tiny") == new
+
+
+def test_a_connection_cut_at_any_request_is_mended_by_the_same_command(server, folder):
+    complaints = set()
+    is_complete, cuts = False, 0
+    while not is_complete and cuts < 50:
+        server.repos.clear()
+        server.lfs.clear()
+        cuts += 1
+        server.num_connections, server.cut_from = 0, cuts
+        try:
+            push(server, folder)
+        except HubError as error:
+            complaints.add(str(error).partition(":")[0])
+            assert "me/tiny" not in server.repos or sent_names(server) in (set(), names(folder))
+        else:
+            is_complete = True
+        server.cut_from = None
+        sent_before = set(server.lfs)
+        server.requests.clear()
+
+        push(server, folder)
+
+        assert sent_names(server) == names(folder)
+        assert len(server.repos["me/tiny"].messages) == 2
+        # What had arrived whole is not sent a second time.
+        uploads = [r.path.removeprefix("/lfs/") for r in server.requests if "/lfs/" in r.path]
+        assert sent_before.isdisjoint(uploads)
+    assert cuts >= 8
+    assert complaints == {"the Hub cannot be reached for me/tiny"}
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()} - {"manifest.json"}
 
 
 def test_a_lost_answer_is_mended_by_the_same_command(server, folder):
@@ -230,6 +282,69 @@ def test_without_a_token_the_advice_is_to_log_in(server, folder, monkeypatch):
 
     with pytest.raises(HubError, match=r"answered 401.*hf auth login"):
         push(server, folder)
+
+
+def test_a_private_model_is_not_there_for_those_without_the_token(
+    server, folder, tmp_path, monkeypatch
+):
+    push(server, folder)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "none"))
+
+    for token, status in (("", 401), ("hf" + "_" + "SomebodyElse" + "0" * 10, 401)):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(HubError, match=rf"answered {status} for me/tiny\. Log in with"):
+            pull_folder("me/tiny", tmp_path / "pulled", endpoint=server.endpoint)
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_a_public_model_is_there_for_everybody(server, folder, tmp_path, monkeypatch):
+    push(server, folder, private=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "none"))
+    monkeypatch.setenv("HF_TOKEN", "")
+
+    pull_folder("me/tiny", tmp_path / "pulled", endpoint=server.endpoint)
+
+    assert (tmp_path / "pulled" / "model.safetensors").is_file()
+
+
+def test_a_branch_and_a_commit_are_pulled_by_name(server, folder, tmp_path):
+    push(server, folder)
+    first = server.repos["me/tiny"].branches["main"]
+    (folder / "generation_config.json").write_text("{}\n")
+    push(server, folder, revision="v2")
+
+    for revision, is_new in ((first, False), ("v2", True), (None, False)):
+        out = tmp_path / str(revision)
+        pull_folder("me/tiny", out, revision=revision, endpoint=server.endpoint)
+        assert ((out / "generation_config.json").read_text() == "{}\n") == is_new
+
+
+def test_a_revision_that_is_not_there_is_one_line(server, folder, tmp_path):
+    push(server, folder)
+
+    with pytest.raises(HubError, match=r"answered 404 for me/tiny\. Check USER/NAME and the rev"):
+        pull_folder("me/tiny", tmp_path / "x", revision="v9", endpoint=server.endpoint)
+
+
+def test_the_hub_s_validator_accepts_the_card(server, folder, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
+
+    card.validate()
+
+    assert validate_card(str(card)).warnings == []
+
+
+def test_a_card_that_the_hub_refuses_stops_the_push(server, folder):
+    path = folder / "README.md"
+    path.write_text(path.read_text().replace("license: apache-2.0", "license: Apache 2.0"))
+
+    with pytest.raises(
+        HubError, match=r'README\.md of me/tiny .* refuses: "license" must be one of'
+    ):
+        push(server, folder)
+
+    assert sent_names(server) == set()
 
 
 def test_a_hub_that_is_not_there_is_one_line(server, folder):
@@ -329,7 +444,7 @@ def test_what_was_pushed_is_pulled_byte_for_byte(server, folder, tmp_path):
     assert facts == {"repo_id": "me/tiny", "commit": server.repos["me/tiny"].branches["main"]}
     names = {path.name for path in (tmp_path / "pulled").iterdir()}
     assert names == sent_names(server) | {"manifest.json"}
-    for name in sent_names(server):
+    for name in sent_names(server) - {"README.md"}:
         assert (tmp_path / "pulled" / name).read_bytes() == (folder / name).read_bytes()
 
 
