@@ -6,7 +6,7 @@ last one stopped, whatever stopped it.
 
 import logging
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from hf_tinyformer.data.corpus import (
     plan_parts,
     read_part,
 )
-from hf_tinyformer.data.preparation import prepare_token_store
 from hf_tinyformer.data.existing_tokenizer import adopt_tokenizer, describe_tokenizer
+from hf_tinyformer.data.preparation import prepare_token_store
 from hf_tinyformer.data.tokenizer import (
     count_ids,
     load_tokenizer,

@@ -32,6 +32,7 @@ from hf_tinyformer.data.tokenizer_training import (
     list_special_tokens,
     train_backend,
 )
+from hf_tinyformer.data.training_texts import choose_texts
 from hf_tinyformer.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class TokenizerConfig:
 
     vocab_size: int = 4096
     """Tokens at most, special ones included. `bytes` has as many as there are."""
+
+    train_bytes: int = 256_000_000
+    """Bytes of text to learn from at most. Of a larger corpus, documents are chosen evenly."""
 
     path: str | None = None
     """Folder or Hub id of an existing tokenizer, used as it is instead of training one."""
@@ -100,6 +104,11 @@ class TokenizerConfig:
             raise ConfigError(
                 f"tokenizer.vocab_size is {self.vocab_size}, but {self.kind} needs {least}: "
                 f"{what} and {special} special tokens. Take 1024 or more."
+            )
+        if self.train_bytes < 1:
+            raise ConfigError(
+                f"tokenizer.train_bytes is {self.train_bytes}, but a tokenizer is learned from at "
+                "least 1 byte. Leave it out, or take 256_000_000."
             )
         if self.digits < 1:
             raise ConfigError(
@@ -200,7 +209,8 @@ def train_tokenizer(
     template = config.chat_template and read_chat_template(
         config.chat_template, begins_with_bos=config.add_bos_token
     )
-    backend = train_backend(config, special, _checked(texts))
+    chosen = choose_texts(_checked(texts), config.train_bytes)
+    backend = train_backend(config, special, chosen)
     if config.add_bos_token:
         backend.post_processor = TemplateProcessing(
             single=f"{BOS_TOKEN} $A",
@@ -243,26 +253,34 @@ def document_frame(tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], lis
 
 
 @contextmanager
-def _plain_backend(tokenizer: "PreTrainedTokenizerFast") -> Iterator[tuple["Tokenizer", bool]]:
-    """Lend the tokenizer inside, set to take text for nothing but text.
-
-    The second value tells whether it now expects Korean syllables spelled by their jamo.
-    """
+def _plain_backend(tokenizer: "PreTrainedTokenizerFast") -> Iterator["Tokenizer"]:
+    """Lend the tokenizer inside, set to take text for nothing but text."""
     backend = tokenizer.backend_tokenizer
     parses_special_tokens = not backend.encode_special_tokens
-    normalizer, is_jamo = backend.normalizer, has_jamo_normalizer(backend)
     # Padding or truncation left over from a call would otherwise apply here.
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True
-    if is_jamo:
-        backend.normalizer = None
     try:
-        yield backend, is_jamo
+        yield backend
     finally:
         backend.encode_special_tokens = not parses_special_tokens
-        if is_jamo:
-            backend.normalizer = normalizer
+
+
+@contextmanager
+def _normalized(backend: "Tokenizer", texts: Sequence[str]) -> Iterator[list[str]]:
+    """Spell syllables by their jamo here, where the tokenizer inside would take ten times as long.
+
+    Meanwhile it does not.
+    """
+    if not has_jamo_normalizer(backend):
+        yield list(texts)
+        return
+    normalizer, backend.normalizer = backend.normalizer, None
+    try:
+        yield [decompose_syllables(text) for text in texts]
+    finally:
+        backend.normalizer = normalizer
 
 
 def encode_documents(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
@@ -279,11 +297,36 @@ def encode_documents(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str])
         Token ids, one list a document.
     """
     prefix, suffix = document_frame(tokenizer)
-    with _plain_backend(tokenizer) as (backend, is_jamo):
-        # The normalizer inside does the same, a hundred times as slow.
-        cut = [decompose_syllables(text) for text in texts] if is_jamo else list(texts)
-        encodings = backend.encode_batch_fast(cut, add_special_tokens=False)
+    with _plain_backend(tokenizer) as backend, _normalized(backend, texts) as normalized:
+        encodings = backend.encode_batch_fast(normalized, add_special_tokens=False)
     return [prefix + encoding.ids + suffix for encoding in encodings]
+
+
+def count_hidden_bytes(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[int]:
+    """Count the bytes of each text that stand behind an unknown token, and are lost with it.
+
+    A model is not asked for them, so its bits per byte look better than they are.
+
+    Args:
+        tokenizer: Any fast tokenizer; one without an unknown token hides nothing.
+        texts: Documents without lone surrogates.
+
+    Returns:
+        UTF-8 bytes, one number a text.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return [0] * len(texts)
+    with _plain_backend(tokenizer) as backend:
+        encodings = backend.encode_batch(list(texts), add_special_tokens=False)
+    return [
+        sum(
+            len(text[start:stop].encode())
+            for index, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+            if index == unknown
+        )
+        for text, encoding in zip(texts, encodings, strict=True)
+    ]
 
 
 def count_ids(tokenizer: "PreTrainedTokenizerFast") -> int:
