@@ -14,8 +14,8 @@ HERE = Path(__file__).parent
 
 # What the libraries here say of each other; none of it can be put right on our side.
 THIRD_PARTY = (
-    # peft 0.21 asks transformers by a name that transformers renamed.
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+    # peft 0.21 and trl 1.16 use names that transformers renamed.
+    "ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning",
     # Their compiled parts carry no __module__ (bitsandbytes, sentencepiece by SWIG).
     "ignore:builtin type .* has no __module__ attribute:DeprecationWarning",
 )
