@@ -22,7 +22,8 @@ from hf_tinyformer.data.tokenizer import count_hidden_bytes, encode_documents, l
 from hf_tinyformer.inference.loading import load_checkpoint
 from hf_tinyformer.inference.scoring import evaluate_texts
 from hf_tinyformer.inference.sizes import measure_sizes
-from hf_tinyformer.pipeline import prepare_tokenizer, run_pipeline
+from hf_tinyformer.pipeline import run_pipeline
+from hf_tinyformer.prepared import prepare_tokenizer
 from hf_tinyformer.run_config import build_model_config, load_run_config
 
 KINDS = ("bpe", "jamo", "syllable", "word")

@@ -24,6 +24,59 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+@data_app.command("prepare")
+def prepare(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to fill; data.prepared, or the run's folder, if left out."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, or tasks at a time.")] = 1,
+    executor: Annotated[
+        str | None, typer.Option(help="datatrove executor: local, slurm or ray.")
+    ] = None,
+    tasks: Annotated[
+        int | None, typer.Option(min=1, help="Tasks that an executor deals the corpus into.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of the executor, such as partition=cpu."),
+    ] = None,
+) -> None:
+    """Train the tokenizer and cut the text, once for many runs, which name it by data.prepared.
+
+    The same command goes on where the last one stopped, whatever stopped it.
+    """
+    from hf_tinyformer.data.store_job import StoreJob, run_job
+    from hf_tinyformer.prepared import prepare_corpus, text_dir
+    from hf_tinyformer.progress import parts_bar
+    from hf_tinyformer.run_config import load_run_config
+
+    run_config = load_run_config(config, overrides or ())
+    folder = output or text_dir(run_config)
+
+    def make(job: StoreJob) -> None:
+        if executor is not None:
+            from hf_tinyformer.data.distributed_preparation import build_executor, parse_options
+
+            built = build_executor(
+                executor, job, workers=workers, tasks=tasks, options=parse_options(option or [])
+            )
+            built.run()
+            return
+        with parts_bar(console) as on_progress:
+            run_job(job, workers=workers, on_progress=on_progress)
+
+    stores = prepare_corpus(run_config, folder, make=make)
+    if stores is None:
+        say(f"The tasks are queued. When they are done, {folder}/tokens is there.")
+        return
+    for name, store in (("train", stores.train), ("validation", stores.validation)):
+        say(f"{name:<10} {store.num_documents:,} documents, {store.num_tokens:,} tokens")
+    say(f"{folder} holds the tokenizer and the tokens. Runs use them by data.prepared={folder}")
+
+
 @data_app.command("stats")
 def describe(
     source: Annotated[

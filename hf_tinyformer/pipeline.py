@@ -7,7 +7,6 @@ last one stopped, whatever stopped it.
 import logging
 import platform
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerFast
 
-from hf_tinyformer.artifacts import fingerprint, read_manifest, write_text
-from hf_tinyformer.data.corpus import (
-    DataConfig,
-    describe_inputs,
-    iterate_documents,
-    plan_parts,
-    read_part,
-)
-from hf_tinyformer.data.existing_tokenizer import adopt_tokenizer, describe_tokenizer
-from hf_tinyformer.data.preparation import prepare_token_store
-from hf_tinyformer.data.tokenizer import (
-    count_ids,
-    load_tokenizer,
-    save_tokenizer,
-    tokenizer_fingerprint,
-    train_tokenizer,
-)
-from hf_tinyformer.data.tokens import STORE_LAYOUT, TokenStores, open_token_store
-from hf_tinyformer.errors import ArtifactError
+from hf_tinyformer.artifacts import fingerprint, write_text
+from hf_tinyformer.data.corpus import DataConfig
+from hf_tinyformer.data.tokenizer import count_ids, tokenizer_fingerprint
+from hf_tinyformer.data.tokens import TokenStores
 from hf_tinyformer.inference.evaluation import Evaluation
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
+from hf_tinyformer.prepared import holds_inputs, open_text, prepare_text
 from hf_tinyformer.publishing.card import (
     CardFacts,
     SplitFacts,
@@ -63,72 +48,6 @@ class RunResult:
     training: TrainingResult
     final_dir: Path | None
     """The folder to load, or `None` if the run was interrupted."""
-
-
-def _holds(folder: Path, *, kind: str, inputs: str) -> bool:
-    """Tell whether a stage's folder was made whole from just these inputs."""
-    if not folder.exists():
-        return False
-    try:
-        return bool(read_manifest(folder, kind=kind).get("inputs") == inputs)
-    except ArtifactError as error:
-        logger.warning("%s It is made again.", error)
-        return False
-
-
-def prepare_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerFast:
-    """Train the run's tokenizer, or take the one that it names, unless `folder` holds it already.
-
-    Args:
-        config: The run.
-        folder: The tokenizer's folder, usually `<run_dir>/tokenizer`.
-
-    Returns:
-        The tokenizer, as read back from `folder`.
-    """
-    made_from = [describe_tokenizer(config.tokenizer), config.data.sequence_length]
-    if config.tokenizer.path is None:
-        made_from.append(describe_inputs(config.data))
-    inputs = fingerprint(made_from)
-    if not _holds(folder, kind="tokenizer", inputs=inputs):
-        if config.tokenizer.path is None:
-            logger.info("training the tokenizer")
-            texts = (document.text for document in iterate_documents(config.data, "train"))
-            tokenizer = train_tokenizer(
-                config.tokenizer, texts, sequence_length=config.data.sequence_length
-            )
-        else:
-            tokenizer = adopt_tokenizer(
-                config.tokenizer, sequence_length=config.data.sequence_length
-            )
-        save_tokenizer(tokenizer, folder, facts={"inputs": inputs})
-    return load_tokenizer(folder)
-
-
-def prepare_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> TokenStores:
-    """Cut the run's text into tokens, unless `<run_dir>/tokens` holds them already.
-
-    Args:
-        config: The run.
-        tokenizer: What cuts.
-
-    Returns:
-        Both splits, open for reading.
-    """
-    folder = config.run_dir / "tokens"
-    described = describe_inputs(config.data)
-    inputs = fingerprint([STORE_LAYOUT, described, tokenizer_fingerprint(tokenizer)])
-    if not _holds(folder, kind="tokens", inputs=inputs):
-        logger.info("cutting the text into tokens")
-        prepare_token_store(
-            folder,
-            tokenizer=tokenizer,
-            parts=plan_parts(config.data),
-            read=partial(read_part, config.data),
-            facts={"inputs": inputs},
-            rules={key: value for key, value in described.items() if key != "corpus"},
-        )
-    return open_token_store(folder)
 
 
 def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> TinyFormerForCausalLM:
@@ -176,11 +95,15 @@ def _describe_corpus(config: RunConfig) -> str:
     if data.dataset:
         parts = [data.dataset, data.dataset_config, data.dataset_split]
         return ", ".join(part for part in parts if part)
+    if not data.is_named():
+        return f"{Path(str(data.prepared)).name}, prepared before"
     # Names only: where they lay is nobody's business.
     return ", ".join(Path(pattern).name for pattern in data.files)
 
 
 def _describe_split(data: DataConfig) -> str:
+    if not data.is_named():
+        return "Validation was set apart when the corpus was prepared."
     if data.validation_files:
         names = ", ".join(Path(pattern).name for pattern in data.validation_files)
         return f"Validation texts are files of their own: {names}."
@@ -283,7 +206,7 @@ def finish(
     inputs = fingerprint([result.step, checkpoint.name, to_yaml(config)])
     processes = Processes(accelerator)
     holds = processes.main_first(
-        lambda: int(_holds(folder, kind="final", inputs=inputs)), what=f"look into {folder}"
+        lambda: int(holds_inputs(folder, kind="final", inputs=inputs)), what=f"look into {folder}"
     )
     if holds:
         return folder
@@ -344,12 +267,11 @@ def run_pipeline(config: RunConfig, *, reporter: Reporter, cpu: bool = False) ->
     def prepare() -> int:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yaml", to_yaml(config))
-        prepare_tokens(config, prepare_tokenizer(config, run_dir / "tokenizer"))
+        prepare_text(config)
         return 0
 
     processes.main_first(prepare, what="prepare the text")
-    tokenizer = load_tokenizer(run_dir / "tokenizer")
-    stores = open_token_store(run_dir / "tokens")
+    tokenizer, stores = open_text(config)
     model = build_model(config, tokenizer)
     result = train(
         model=model,

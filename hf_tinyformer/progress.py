@@ -133,3 +133,28 @@ def counting_bar(
             bar.update(task, advance=count)
 
         yield advance
+
+
+@contextmanager
+def parts_bar(console: Console) -> Iterator[Callable[[int, int, int], None]]:
+    """Show how many parts of a corpus are encoded, and how fast: a bar, or lines in a log.
+
+    Yields:
+        A function that takes the parts done, all parts, and the bytes of text encoded so far.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    started = last_line = time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("parts", total=None)
+
+        def update(done: int, total: int, num_bytes: int) -> None:
+            nonlocal last_line
+            now = time.monotonic()
+            rate = f"{num_bytes / 1e6 / max(now - started, 1e-9):,.1f} MB/s" if num_bytes else ""
+            bar.update(task, completed=done, total=total, description=f"parts {rate}".strip())
+            if not console.is_terminal and now - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = now
+                console.print(Text(f"part {done} of {total}  {rate}".strip()), soft_wrap=True)
+
+        yield update
+        bar.update(task, completed=bar.tasks[task].total)

@@ -9,21 +9,17 @@ datatrove's executors for one machine, for Slurm and for Ray, and give the store
 gives, byte for byte.
 """
 
-import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from hf_tinyformer.data.corpus import DataConfig, Part, read_part
-from hf_tinyformer.data.fast_encoding import DocumentEncoder
-from hf_tinyformer.data.preparation import encode_part, prepare_token_store
-from hf_tinyformer.data.tokenizer import load_tokenizer
+import yaml
+
+from hf_tinyformer.data.store_job import StoreJob
 from hf_tinyformer.errors import ConfigError
 
-ExecutorName = Literal["local", "slurm", "ray"]
+EXECUTORS = ("local", "slurm", "ray")
 
 _MOST_TASKS = 1_000
 """Slurm takes about as many in an array; a task may have many parts."""
@@ -42,64 +38,6 @@ _OURS = (
 )
 
 
-@dataclass(frozen=True)
-class StoreJob:
-    """What every task of a preparation must know. Travels to other machines by pickle."""
-
-    folder: Path
-    """Where the store will stand."""
-
-    tokenizer_dir: Path
-    """Folder of the tokenizer, made before."""
-
-    config: DataConfig
-    """The corpus."""
-
-    parts: Sequence[Part]
-    """All of it, planned once."""
-
-    rules: Any
-    """See `preparation.encode_part`."""
-
-    facts: Mapping[str, Any]
-    """See `preparation.prepare_token_store`."""
-
-    working_dir: Path = field(default_factory=Path.cwd)
-    """Where the configuration's relative paths begin."""
-
-    def encoder(self) -> DocumentEncoder:
-        """Make what encodes, once in each process."""
-        return DocumentEncoder(load_tokenizer(self.tokenizer_dir))
-
-    def encode(
-        self,
-        part: Part,
-        encoder: DocumentEncoder,
-        on_bytes: Callable[[int], None] | None = None,
-    ) -> None:
-        """Encode one part, unless it is there already."""
-        encode_part(
-            self.folder,
-            part,
-            encoder=encoder,
-            read=partial(read_part, self.config),
-            rules=self.rules,
-            on_bytes=on_bytes,
-        )
-
-    def seal(self, on_progress: Callable[[int, int, int], None] | None = None) -> None:
-        """Encode what is missing still, and give the store its name."""
-        prepare_token_store(
-            self.folder,
-            tokenizer=load_tokenizer(self.tokenizer_dir),
-            parts=self.parts,
-            read=partial(read_part, self.config),
-            facts=self.facts,
-            rules=self.rules,
-            on_progress=on_progress,
-        )
-
-
 @dataclass
 class EncodeParts:
     """The first stage, as datatrove calls it."""
@@ -108,10 +46,7 @@ class EncodeParts:
 
     def __call__(self, _data: Any, rank: int = 0, world_size: int = 1) -> None:
         """Encode this task's share of the parts."""
-        with contextlib.chdir(self.job.working_dir):
-            encoder = self.job.encoder()
-            for part in self.job.parts[rank::world_size]:
-                self.job.encode(part, encoder)
+        self.job.encode(self.job.parts[rank::world_size])
 
     def __repr__(self) -> str:
         return f"encode {len(self.job.parts)} parts of {self.job.folder}"
@@ -126,14 +61,35 @@ class SealStore:
     def __call__(self, _data: Any, rank: int = 0, world_size: int = 1) -> None:
         """Make the parts a store."""
         assert (rank, world_size) == (0, 1)
-        with contextlib.chdir(self.job.working_dir):
-            self.job.seal()
+        self.job.seal()
 
     def __repr__(self) -> str:
         return f"seal {self.job.folder}"
 
 
-def _executor_class(name: ExecutorName) -> Any:
+def parse_options(words: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` words; a value is read as YAML, so `2` is a number.
+
+    Raises:
+        ConfigError: If a word has no `=`, or its value is not YAML.
+    """
+    options = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals:
+            raise ConfigError(f"--option is {word!r}, but it must be KEY=VALUE. Correct it.")
+    return options
+
+
+def _executor_class(name: str) -> Any:
+    if name not in EXECUTORS:
+        raise ConfigError(
+            f"--executor is {name!r}, but datatrove has {', '.join(EXECUTORS)}. Take one of them."
+        )
     try:
         if name == "local":
             from datatrove.executor.local import LocalPipelineExecutor as Executor
@@ -151,7 +107,7 @@ def _executor_class(name: ExecutorName) -> Any:
     return Executor
 
 
-def _check_options(name: ExecutorName, executor: Any, options: Mapping[str, Any]) -> None:
+def _check_options(name: str, executor: Any, options: Mapping[str, Any]) -> None:
     parameters = inspect.signature(executor).parameters
     allowed = sorted(set(parameters) - set(_OURS))
     for key in options:
@@ -169,7 +125,7 @@ def _check_options(name: ExecutorName, executor: Any, options: Mapping[str, Any]
 
 
 def build_executor(
-    name: ExecutorName,
+    name: str,
     job: StoreJob,
     *,
     workers: int,
@@ -216,20 +172,3 @@ def build_executor(
         depends=encode,
         **shared,
     )
-
-
-def run_executor(executor: Any, job: StoreJob) -> bool:
-    """Run all stages.
-
-    Args:
-        executor: From `build_executor`.
-        job: What it prepares.
-
-    Returns:
-        Whether the store is there; if not, its tasks are waiting in a queue.
-
-    Raises:
-        DataError: If a task failed, with its first reason.
-    """
-    executor.run()
-    return job.folder.is_dir()

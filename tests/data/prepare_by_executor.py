@@ -1,0 +1,33 @@
+"""Prepare a store as a datatrove task on some machine would, in a process that may be killed.
+
+Words: folder of texts, folder to write into, executor, workers, and the executor's options as JSON.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from hf_tinyformer.data import parts
+from hf_tinyformer.data.corpus import DataConfig, plan_parts
+from hf_tinyformer.data.distributed_preparation import build_executor
+from hf_tinyformer.data.store_job import StoreJob
+
+
+def plan_job(texts: Path, folder: Path) -> StoreJob:
+    """The job that all ways of doing it share, of small parts, so that there are several."""
+    parts.PART_BYTES = 40_000
+    config = DataConfig(files=[str(texts / "*.jsonl")], validation_fraction=0.1)
+    return StoreJob(
+        folder=folder / "tokens",
+        tokenizer_dir=folder / "tokenizer",
+        config=config,
+        parts=plan_parts(config),
+        rules=None,
+        facts={"inputs": "these"},
+    )
+
+
+if __name__ == "__main__":
+    texts, folder, executor, workers, options = sys.argv[1:]
+    job = plan_job(Path(texts), Path(folder))
+    build_executor(executor, job, workers=int(workers), options=json.loads(options)).run()
