@@ -155,6 +155,10 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows scored at once.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON only.")] = False,
+    like_lm_eval: Annotated[
+        bool,
+        typer.Option("--like-lm-eval", help="Score --text as lm-evaluation-harness counts."),
+    ] = False,
 ) -> None:
     """Score a model: loss, perplexity and bits per byte on any text; BLiMP; LAMBADA."""
     from hf_tinyformer.progress import counting_bar
@@ -170,7 +174,12 @@ def evaluate(
 
             texts = (document.text for document in read_files("--text", text, text_field))
             figures["text"] = evaluate_texts(
-                model, tokenizer, texts, batch_size=batch_size, on_progress=on_progress
+                model,
+                tokenizer,
+                texts,
+                like_lm_eval=like_lm_eval,
+                batch_size=batch_size,
+                on_progress=on_progress,
             )
         if blimp:
             from hf_tinyformer.inference.benchmarks import evaluate_blimp
