@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from hf_tinyformer.cli_data import data_app
+from hf_tinyformer.cli_tokenizer import tokenizer_app
 from hf_tinyformer.errors import ConfigError, TinyFormerError
 from hf_tinyformer.terminal import (
     CheckpointArgument,
@@ -32,7 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-tokenizer_app = typer.Typer(help="Train a tokenizer, or see how it cuts.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
 
@@ -100,47 +100,6 @@ def train(
         )
         raise typer.Exit(INTERRUPTED)
     _say(f"The model is in {result.final_dir}. Try: tinyformer generate {result.final_dir}")
-
-
-@tokenizer_app.command("train")
-def train_tokenizer_only(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder to write; the run's own tokenizer/ if left out.")
-    ] = None,
-) -> None:
-    """Train only the tokenizer of a run."""
-    from hf_tinyformer.prepared import prepare_tokenizer
-    from hf_tinyformer.run_config import load_run_config
-
-    run_config = load_run_config(config, overrides or ())
-    folder = output or run_config.run_dir / "tokenizer"
-    tokenizer = prepare_tokenizer(run_config, folder)
-    _say(f"{folder} holds a tokenizer of {len(tokenizer)} tokens.")
-
-
-@tokenizer_app.command("show")
-def show_tokenizer(
-    folder: Annotated[str, typer.Argument(help="Folder of a tokenizer or a model.")],
-    text: Annotated[str, typer.Argument(help="Text to cut.")],
-) -> None:
-    """Show how a tokenizer cuts a text, and that the pieces give the text back."""
-    from hf_tinyformer.data.tokenizer import show_tokens
-    from hf_tinyformer.inference.loading import load_tokenizer_of
-
-    pieces = show_tokens(load_tokenizer_of(folder), text)
-    colours = ("black on cyan", "black on yellow", "black on green", "black on magenta")
-    line = Text()
-    for index, (_, piece) in enumerate(pieces):
-        line.append(piece.replace("\n", "\u21b5\n"), style=colours[index % len(colours)])
-    console.print(line)
-    table = Table("id", "piece")
-    for token_id, piece in pieces:
-        table.add_row(str(token_id), Text(repr(piece)))
-    console.print(table)
-    num_bytes = len(text.encode("utf-8", "surrogatepass"))
-    _say(f"{len(pieces)} tokens, {num_bytes / max(1, len(pieces)):.2f} bytes a token")
 
 
 @app.command()
