@@ -224,7 +224,7 @@ class Demo:
         """Draw where the newest tokens looked; head 0 is the mean of all heads."""
         if not ids:
             return "Nothing is written yet."
-        ids = ids[-self._model.config.max_position_embeddings :]
+        ids = ids[-getattr(self._model.config, "max_position_embeddings", len(ids)) :]
         weights = compute_attention(self._model, ids)[int(layer) - 1]
         chosen = weights.mean(dim=0) if int(head) == 0 else weights[int(head) - 1]
         return render_attention(label_tokens(self._tokenizer, ids), chosen)
