@@ -2,8 +2,9 @@
 
 `gigatoken` encodes byte-level BPE some twenty times as fast, for the split patterns that it knows.
 It is used only where the tokenizer's rules are of that form, and only as long as it agrees with
-`tokenizers` on every text that both encode: some texts chosen to be difficult, and a sample of
-every batch. Ids lie end to end in one array; there are no Python lists of numbers on the way.
+`tokenizers` on every text that both encode: texts chosen to be difficult, the vocabulary's own
+pieces, each character in several surroundings when it is first seen, and a sample of every batch.
+Ids lie end to end in one array; there are no Python lists of numbers on the way.
 """
 
 import importlib.metadata
@@ -16,11 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_tinyformer.data.character_check import CharacterCheck
+from hf_tinyformer.data.jamo import decompose_syllables, has_jamo_normalizer
 from hf_tinyformer.data.tokenizer import (
+    count_hidden_bytes,
+    count_ids,
     document_frame,
     encode_documents,
     tokenizer_fingerprint,
 )
+from hf_tinyformer.data.tokenizer_training import byte_letters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,32 +52,19 @@ _PROBES = [
 ]
 
 
-def _steps(rules: dict[str, Any] | None, children: str) -> list[dict[str, Any]]:
-    """Flatten a `Sequence` of normalizers or pre-tokenizers."""
-    if rules is None:
-        return []
-    if rules["type"] == "Sequence":
-        return [step for rule in rules[children] for step in _steps(rule, children)]
-    return [rules]
-
-
 def _is_byte_level(rules: dict[str, Any]) -> bool:
     """Tell whether a tokenizer.json is byte-level BPE in the one form that both libraries share.
 
     Whether it knows the split pattern, gigatoken says itself.
     """
-    model = rules["model"]
-    plain = (
-        model["type"] == "BPE"
-        and not any(model.get(key) for key in ("dropout", "unk_token", "fuse_unk"))
-        and not any(model.get(key) for key in ("byte_fallback", "ignore_merges"))
-        and not model.get("continuing_subword_prefix")
-        and not model.get("end_of_word_suffix")
-    )
-    steps = _steps(rules["pre_tokenizer"], "pretokenizers")
-    if not plain or rules["normalizer"] is not None or not steps:
+    model, cutter = rules["model"], rules["pre_tokenizer"]
+    switches = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
+    if model["type"] != "BPE" or any(model.get(key) for key in (*switches, *affixes)):
         return False
-    *splits, last = steps
+    if rules["normalizer"] is not None or cutter is None:
+        return False
+    *splits, last = cutter["pretokenizers"] if cutter["type"] == "Sequence" else [cutter]
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return False
     # One of the two cuts, not both: gigatoken takes the first pattern that it finds.
@@ -83,22 +76,34 @@ def _is_byte_level(rules: dict[str, Any]) -> bool:
     )
 
 
-def _load_fast(tokenizer: "PreTrainedTokenizerFast") -> Any:
-    """Return gigatoken's encoder of the same rules, or None."""
+def _load_fast(rules: dict[str, Any]) -> Any:
+    """Return gigatoken's encoder of the rules of a tokenizer.json, or None."""
     try:
         import gigatoken
     except ImportError:
         return None
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
     if any(not token["special"] for token in rules["added_tokens"]) or not _is_byte_level(rules):
         return None
     # Letters that spell a special token are letters in a document.
     rules["added_tokens"] = []
     try:
         return gigatoken.Tokenizer.from_json(json.dumps(rules))
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         logger.debug("gigatoken does not take this tokenizer: %s", error)
         return None
+
+
+def _spell_vocabulary(rules: dict[str, Any]) -> list[str]:
+    """Write every token of a byte-level vocabulary that is whole characters as text."""
+    table = byte_letters()
+    texts = []
+    for token in rules["model"]["vocab"]:
+        raw = bytes(table[letter] for letter in token if letter in table)
+        try:
+            texts.append(raw.decode("utf-8"))
+        except UnicodeDecodeError:
+            continue  # a part of a character
+    return texts
 
 
 def _sample(texts: Sequence[str]) -> list[str]:
@@ -126,11 +131,17 @@ class DocumentEncoder:
         self._frame = document_frame(tokenizer)
         self._unknown = tokenizer.unk_token_id
         self.tokenizer = tokenizer_fingerprint(tokenizer)
-        self.vocab_size = len(tokenizer)
+        self.vocab_size = count_ids(tokenizer)
         self.dtype = "uint16" if self.vocab_size <= 1 << 16 else "uint32"
         self.distrusted: set[str] = set()
-        self._fast = _load_fast(tokenizer)
-        self._compare(_PROBES)
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        self._is_jamo = has_jamo_normalizer(tokenizer.backend_tokenizer)
+        if self._is_jamo:
+            rules["normalizer"] = None  # done before, by `decompose_syllables`
+        self._fast = _load_fast(rules)
+        if self._fast is not None:
+            self._compare([*_PROBES, *_spell_vocabulary(rules)])
+            self._check = CharacterCheck(self._agree)
 
     @property
     def name(self) -> str:
@@ -152,6 +163,8 @@ class DocumentEncoder:
         return np.fromiter(every_id, dtype=self.dtype, count=count), lengths
 
     def _encode_fast(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        if self._is_jamo:
+            texts = [decompose_syllables(text) for text in texts]
         layout = self._fast.encode_batch(list(texts)).layout
         offsets = np.asarray(layout.offsets.data)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
@@ -171,12 +184,21 @@ class DocumentEncoder:
         flat[inside] = ids
         return flat, lengths
 
+    def _agree(self, texts: Sequence[str]) -> list[bool]:
+        """Tell for each text whether both libraries encode it alike."""
+        (fast, fast_lengths), (slow, slow_lengths) = (
+            encode(texts) for encode in (self._encode_fast, self._encode_slowly)
+        )
+        pairs = zip(
+            np.split(fast, np.cumsum(fast_lengths)[:-1]),
+            np.split(slow, np.cumsum(slow_lengths)[:-1]),
+            strict=True,
+        )
+        return [np.array_equal(*pair) for pair in pairs]
+
     def _compare(self, texts: Sequence[str]) -> None:
         """Encode some texts by both libraries; the fast one is used no more if they differ."""
-        if self._fast is None or not texts:
-            return
-        fast, slow = self._encode_fast(texts), self._encode_slowly(texts)
-        if all(np.array_equal(*pair) for pair in zip(fast, slow, strict=True)):
+        if all(self._agree(texts)):
             return
         logger.warning(
             "%s gives other token ids than tokenizers for a text of this corpus; "
@@ -194,8 +216,31 @@ class DocumentEncoder:
         Returns:
             The ids of all documents, end to end, and how many each has, both one-dimensional.
         """
+        if self._fast is None or not texts:
+            return self._encode_slowly(texts)
+        strange = self._check.find_strange(texts)
+        if strange:
+            return self._encode_apart(texts, strange)
         self._compare(_sample(texts))
         return self._encode_slowly(texts) if self._fast is None else self._encode_fast(texts)
+
+    def _encode_apart(
+        self, texts: Sequence[str], strange: list[int]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Encode texts, those at some places by `tokenizers`."""
+        slow = set(strange)
+        easy = [index for index in range(len(texts)) if index not in slow]
+        pieces: list[NDArray[Any]] = [np.empty(0)] * len(texts)
+        for places, encode in ((easy, self.encode), (strange, self._encode_slowly)):
+            ids, lengths = encode([texts[index] for index in places])
+            for index, part in zip(places, np.split(ids, np.cumsum(lengths)[:-1]), strict=False):
+                pieces[index] = part
+        lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
+        return np.concatenate(pieces), lengths
+
+    def count_hidden_bytes(self, texts: Sequence[str]) -> int:
+        """Count the bytes of text that stand behind unknown tokens, and are lost with them."""
+        return sum(count_hidden_bytes(self._tokenizer, texts))
 
     def count_unknown(self, ids: NDArray[Any]) -> int:
         """Count the ids of the unknown token."""

@@ -27,8 +27,8 @@ from hf_tinyformer.artifacts import (
     read_manifest,
     write_folder,
 )
-from hf_tinyformer.data.corpus import Part, Split
-from hf_tinyformer.data.documents import Document
+from hf_tinyformer.data.corpus import Part, Split, summarize_skipped
+from hf_tinyformer.data.documents import Document, Skipped
 from hf_tinyformer.data.fast_encoding import DocumentEncoder
 from hf_tinyformer.data.tokens import SPLITS, STORE_LAYOUT
 from hf_tinyformer.errors import ArtifactError, DataError
@@ -38,8 +38,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Read = Callable[[Part], Iterable[tuple[Split, Document]]]
-"""Gives a part's documents, each with its split, in order: `partial(read_part, config)`."""
+Read = Callable[[Part, Callable[[Skipped], None]], Iterable[tuple[Split, Document]]]
+"""Gives a part's documents, each with its split, in order, and tells of what it skips:
+`partial(read_part, config)`."""
+
+SKIPPED_NAME = "skipped.jsonl"
+"""What was left out, a line each with `place` and `reason`: of each part, and of the store."""
 
 _BYTES_AT_ONCE = 4 << 20
 """UTF-8 bytes encoded together: enough to keep every core busy."""
@@ -93,6 +97,7 @@ class _Counts:
     tokens: int = 0
     bytes: int = 0
     unknown_tokens: int = 0
+    hidden_bytes: int = 0
     empty_documents: int = 0
 
     def add(self, other: Mapping[str, Any]) -> None:
@@ -207,7 +212,10 @@ def _write_part(
         waiting[split] = _Waiting()
         flat, lengths = encoder.encode(batch.texts)
         writer.append(flat, lengths, np.array(batch.sizes, dtype=np.int64))
-        writer.counts.unknown_tokens += encoder.count_unknown(flat)
+        unknown = encoder.count_unknown(flat)
+        writer.counts.unknown_tokens += unknown
+        if unknown:
+            writer.counts.hidden_bytes += encoder.count_hidden_bytes(batch.texts)
         if on_bytes is not None:
             on_bytes(batch.bytes)
 
@@ -225,6 +233,20 @@ def _write_part(
             writer.abandon()
         raise
     return {split: writer.close() for split, writer in writers.items()}
+
+
+@dataclass
+class _SkipList:
+    """Writes down what reading a part leaves out."""
+
+    path: Path
+    count: int = 0
+
+    def add(self, skipped: Skipped) -> None:
+        """Append one."""
+        self.count += 1
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(skipped._asdict(), ensure_ascii=False) + "\n")
 
 
 def _partial(folder: Path) -> Path:
@@ -281,7 +303,10 @@ def encode_part(
     while True:
         name = encoder.name
         with write_folder(path, kind="tokens part", facts=facts) as staging:
-            facts["splits"] = _write_part(staging, read(part), encoder, on_bytes)
+            skipped = _SkipList(staging / SKIPPED_NAME)
+            documents = read(part, skipped.add)
+            facts["splits"] = _write_part(staging, documents, encoder, on_bytes)
+            facts["skipped"] = skipped.count
             facts |= {"dtype": encoder.dtype, "encoder": encoder.name}
             facts["distrusts"] = next(iter(sorted(encoder.distrusted)), None)
         if encoder.name == name:
@@ -362,6 +387,22 @@ def _remove_strangers(partial: Path, parts: Sequence[Part]) -> None:
     clean(partial)
 
 
+def _list_skipped(partial: Path, parts: Sequence[Part], found: Sequence[Mapping[str, Any]]) -> int:
+    """Join the parts' lists into the store's, and return how many were skipped."""
+    num_skipped = sum(int(facts["skipped"]) for facts in found)
+    if not num_skipped:
+        return 0
+    first = ""
+    with (partial / SKIPPED_NAME).open("wb") as stream:
+        for part, facts in zip(parts, found, strict=True):
+            if facts["skipped"]:
+                content = (partial / "parts" / part.name / SKIPPED_NAME).read_bytes()
+                first = first or str(json.loads(content.splitlines()[0])["reason"])
+                stream.write(content)
+    logger.warning("%s All are in %s.", summarize_skipped(num_skipped, first), SKIPPED_NAME)
+    return num_skipped
+
+
 def _check_splits(splits: Mapping[str, Any]) -> None:
     for name, split in splits.items():
         if split["tokens"] < 2:
@@ -395,6 +436,7 @@ def _seal(
         "dtype": encoder.dtype,
         "splits": splits,
         "sources": sources,
+        "skipped": _list_skipped(partial, parts, found),
         "fingerprint": fingerprint([encoder.tokenizer, contents]),
     }
     publish_folder(partial, folder, kind="tokens", facts=collected, known=known)
@@ -423,9 +465,10 @@ def prepare_token_store(
         read: Gives a part's documents.
         facts: JSON values for the manifest: what the corpus was. Added are `tokenizer`
             (`tokenizer_fingerprint`), `vocab_size`, `fingerprint`, `splits`, which counts
-            documents, tokens, bytes, unknown_tokens and empty_documents of each split and lists
-            its files, and `sources`, which counts them for each source and says which positions
-            (`start` to `stop - 1`) its tokens have.
+            documents, tokens, bytes, unknown_tokens, hidden_bytes and empty_documents of each
+            split and lists its files, and `sources`, which counts them for each source and says
+            which positions (`start` to `stop - 1`) its tokens have, and `skipped`, the number of
+            lines in `skipped.jsonl`.
         rules: JSON values that documents and their split depend on, besides parts' descriptions.
         on_progress: Called now and then with the parts done, all parts, and the bytes of text
             encoded by this call.
@@ -474,7 +517,7 @@ def write_token_store(
         DataError: If a split has fewer than two tokens, or a document cannot be stored.
     """
 
-    def read(_part: Part) -> Iterator[tuple[Split, Document]]:
+    def read(_part: Part, _on_skip: Callable[[Skipped], None]) -> Iterator[tuple[Split, Document]]:
         for split, texts in documents.items():
             for document in texts:
                 yield split, document

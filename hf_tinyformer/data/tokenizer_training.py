@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from hf_tinyformer.data.bpe_training import train_bpe
 from hf_tinyformer.data.jamo import build_normalizer, decompose_syllables
 from hf_tinyformer.errors import ConfigError
 
@@ -73,19 +74,12 @@ def _build_cutter(config: "TokenizerConfig") -> Any:
 
 
 def _train_bpe(config: "TokenizerConfig", special: list[str], texts: Iterator[str]) -> "Tokenizer":
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = _build_cutter(config)
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        min_frequency=2,  # what was seen once is a memory of one text, not a unit
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # every byte: lossless on all text
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
+    train_bpe(backend, texts, vocab_size=config.vocab_size, special_tokens=special)
     if backend.get_vocab_size() < config.vocab_size:
         logger.warning(
             "tokenizer.vocab_size is %d, but the training text has pairs for %d tokens only; "

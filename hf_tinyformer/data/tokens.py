@@ -25,7 +25,7 @@ from hf_tinyformer.errors import ArtifactError
 
 SPLITS = ("train", "validation")
 
-STORE_LAYOUT = 2
+STORE_LAYOUT = 3
 """Raised whenever older code could not read a store, or would read something else in it."""
 
 

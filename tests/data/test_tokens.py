@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hf_tinyformer.artifacts import write_folder
 from hf_tinyformer.data import preparation
 from hf_tinyformer.data.documents import Document
+from hf_tinyformer.data.preparation import write_token_store
 from hf_tinyformer.data.tokenizer import (
     TokenizerConfig,
     encode_documents,
     tokenizer_fingerprint,
     train_tokenizer,
 )
-from hf_tinyformer.data.preparation import write_token_store
 from hf_tinyformer.data.tokens import TokenStore, open_token_store
 from hf_tinyformer.errors import ArtifactError, DataError
 
@@ -48,7 +48,9 @@ def small_pieces(monkeypatch):
 
 @pytest.fixture(scope="module")
 def ab():
-    return train_tokenizer(TokenizerConfig(kind="syllable", byte_fallback=False), ["ab한"], sequence_length=8)
+    return train_tokenizer(
+        TokenizerConfig(kind="syllable", byte_fallback=False), ["ab한"], sequence_length=8
+    )
 
 
 def test_tokens_documents_and_bytes_are_counted_by_hand(tmp_path, ab):
@@ -130,8 +132,12 @@ def test_the_same_corpus_prepared_elsewhere_gives_the_same_bytes(tmp_path, bpe, 
 
 
 def test_the_fingerprint_changes_with_text_order_boundary_split_and_tokenizer(tmp_path, ab):
-    other = train_tokenizer(TokenizerConfig(kind="syllable", byte_fallback=False), ["abc한"], sequence_length=8)
-    plain = TokenizerConfig(kind="syllable", byte_fallback=False, add_bos_token=False, add_eos_token=False)
+    other = train_tokenizer(
+        TokenizerConfig(kind="syllable", byte_fallback=False), ["abc한"], sequence_length=8
+    )
+    plain = TokenizerConfig(
+        kind="syllable", byte_fallback=False, add_bos_token=False, add_eos_token=False
+    )
     bare = train_tokenizer(plain, ["ab한"], sequence_length=8)
     cases = [
         (ab, ["ab", "b"], ["a"]),
@@ -167,7 +173,7 @@ def test_anyone_with_datasets_can_read_a_store(tmp_path, ab):
 def test_a_vocabulary_beyond_sixteen_bits_is_stored_in_thirty_two(tmp_path):
     # 65,533 characters and 4 special tokens make 65,537: one more than 16 bits can number.
     characters = "".join(chr(code) for code in range(0x20000, 0x20000 + 65_533))
-    config = TokenizerConfig(kind="syllable", byte_fallback=False)
+    config = TokenizerConfig(kind="syllable", vocab_size=70_000, byte_fallback=False)
     large = train_tokenizer(config, [characters], sequence_length=8)
     fits = train_tokenizer(config, [characters[:-1]], sequence_length=8)
 
@@ -301,5 +307,5 @@ def test_a_store_of_another_layout_is_refused(tmp_path, ab):
     with write_folder(tmp_path / "old", kind="tokens", facts={**facts, "layout": 1}):
         pass
 
-    with pytest.raises(ArtifactError, match=r"old has layout 1, but this version reads layout 2"):
+    with pytest.raises(ArtifactError, match=r"old has layout 1, but this version reads layout"):
         open_token_store(tmp_path / "old")
