@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from hf_tinyformer.cli_data import data_app
+from hf_tinyformer.cli_formats import export_checkpoint, import_stock
 from hf_tinyformer.cli_tokenizer import tokenizer_app
 from hf_tinyformer.errors import ConfigError, TinyFormerError
 from hf_tinyformer.terminal import (
@@ -35,6 +36,8 @@ app = typer.Typer(
 )
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
+app.command("export")(export_checkpoint)
+app.command("import")(import_stock)
 
 
 def _is_main_process() -> bool:

@@ -96,7 +96,7 @@ def _stock_settings(twin: Twin, config: TinyFormerConfig) -> dict[str, Any]:
     settings.update(twin.constants)
     if twin.bias_key not in (None, "always"):
         settings[str(twin.bias_key)] = config.attention_bias or config.mlp_bias
-    usual = config.head_dim * config.num_attention_heads == config.hidden_size
+    usual = (config.head_dim or 0) * config.num_attention_heads == config.hidden_size
     if usual and "head_dim" not in twin.model_class().config_class.__dataclass_fields__:
         settings.pop("head_dim", None)  # these derive it, and only an unusual one must be said
     if settings.get("rope_parameters") is not None:

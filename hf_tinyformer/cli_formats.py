@@ -1,0 +1,58 @@
+"""The commands that lead to other programs' formats and back: `tinyformer export` and `import`."""
+
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from transformers.utils import logging as transformers_logging
+
+from hf_tinyformer.terminal import say
+
+
+class Format(enum.StrEnum):
+    """What a model can be written as."""
+
+    NATIVE = "native"
+    ONNX = "onnx"
+
+
+def _say_how_close(sentence: str, record: Mapping[str, Any]) -> None:
+    say(
+        f"{sentence} Its logits differ by {record['largest_difference']:.2g} at most; "
+        f"{record['tolerance']:.2g} would be rounding."
+    )
+
+
+def export_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a model, runs/demo/final.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; an older one is replaced.")],
+    to: Annotated[Format, typer.Option(help="A class of transformers itself (native), or ONNX.")],
+) -> None:
+    """Write a model for other programs, once it has given the same logits there."""
+    transformers_logging.disable_progress_bar()
+    if to is Format.NATIVE:
+        from hf_tinyformer.publishing.native import export_native
+
+        record = export_native(checkpoint, out)
+    else:
+        from hf_tinyformer.publishing.onnx import export_onnx
+
+        record = export_onnx(checkpoint, out)
+    _say_how_close(f"{out} holds the model as {to.value} ({record['architecture']}).", record)
+
+
+def import_stock(
+    source: Annotated[
+        str, typer.Argument(help="GPT-2, Llama, Qwen3, ...: folder, .gguf file or id on the Hub.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write; an older one is replaced.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+) -> None:
+    """Read a model of another make into ours, once it has given the same logits here."""
+    from hf_tinyformer.publishing.importing import import_checkpoint
+
+    transformers_logging.disable_progress_bar()
+    record = import_checkpoint(source, out, revision=revision)
+    _say_how_close(f"{out} holds the model; it was a {record['architecture']}.", record)
