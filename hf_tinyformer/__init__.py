@@ -10,6 +10,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -20,6 +21,7 @@ from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
 from hf_tinyformer.model.modeling_tinyformer import (
     TinyFormerForCausalLM,
     TinyFormerForMaskedLM,
+    TinyFormerForQuestionAnswering,
     TinyFormerForSequenceClassification,
     TinyFormerForTokenClassification,
     TinyFormerModel,
@@ -33,6 +35,9 @@ AutoConfig.register(TinyFormerConfig.model_type, TinyFormerConfig, exist_ok=True
 AutoModel.register(TinyFormerConfig, TinyFormerModel, exist_ok=True)
 AutoModelForCausalLM.register(TinyFormerConfig, TinyFormerForCausalLM, exist_ok=True)
 AutoModelForMaskedLM.register(TinyFormerConfig, TinyFormerForMaskedLM, exist_ok=True)
+AutoModelForQuestionAnswering.register(
+    TinyFormerConfig, TinyFormerForQuestionAnswering, exist_ok=True
+)
 AutoModelForSequenceClassification.register(
     TinyFormerConfig, TinyFormerForSequenceClassification, exist_ok=True
 )
@@ -46,6 +51,7 @@ __all__ = [
     "TinyFormerConfig",
     "TinyFormerForCausalLM",
     "TinyFormerForMaskedLM",
+    "TinyFormerForQuestionAnswering",
     "TinyFormerForSequenceClassification",
     "TinyFormerForTokenClassification",
     "TinyFormerModel",

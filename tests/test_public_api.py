@@ -10,6 +10,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
@@ -22,6 +23,7 @@ def test_the_public_names_are_these():
         "TinyFormerConfig",
         "TinyFormerForCausalLM",
         "TinyFormerForMaskedLM",
+        "TinyFormerForQuestionAnswering",
         "TinyFormerForSequenceClassification",
         "TinyFormerForTokenClassification",
         "TinyFormerModel",
@@ -37,6 +39,7 @@ def test_the_public_names_are_these():
         (AutoModel, "TinyFormerModel"),
         (AutoModelForCausalLM, "TinyFormerForCausalLM"),
         (AutoModelForMaskedLM, "TinyFormerForMaskedLM"),
+        (AutoModelForQuestionAnswering, "TinyFormerForQuestionAnswering"),
         (AutoModelForSequenceClassification, "TinyFormerForSequenceClassification"),
         (AutoModelForTokenClassification, "TinyFormerForTokenClassification"),
     ],

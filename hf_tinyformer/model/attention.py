@@ -108,6 +108,7 @@ class TinyFormerAttention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
+        # CODEPATH: on by default, as in Qwen3; off as in Llama.
         if config.use_qk_norm:
             # On each head alone, whatever `norm_type` is: it bounds the scores, nothing else.
             self.q_norm = TinyFormerRMSNorm(self.head_dim, config.norm_eps)

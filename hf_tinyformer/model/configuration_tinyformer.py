@@ -45,6 +45,7 @@ def full_auto_map() -> dict[str, str]:
         "AutoModel": "modeling_tinyformer.TinyFormerModel",
         "AutoModelForCausalLM": "modeling_tinyformer.TinyFormerForCausalLM",
         "AutoModelForMaskedLM": "modeling_tinyformer.TinyFormerForMaskedLM",
+        "AutoModelForQuestionAnswering": "modeling_tinyformer.TinyFormerForQuestionAnswering",
         "AutoModelForSequenceClassification": (
             "modeling_tinyformer.TinyFormerForSequenceClassification"
         ),

@@ -86,8 +86,10 @@ class TinyFormerEmbeddings(nn.Module):
     def __init__(self, config: TinyFormerConfig) -> None:
         super().__init__()
         self.positions: nn.Module | None = None
+        # CODEPATH: two schemes add a vector for the position; the others enter in attention.
         if config.position_embedding_type == "learned":
             self.positions = TinyFormerLearnedPositions(config)
+        # CODEPATH: the fixed table of Vaswani et al. 2017.
         elif config.position_embedding_type == "sinusoidal":
             self.positions = TinyFormerSinusoidalPositions(config)
         self.dropout = nn.Dropout(config.hidden_dropout)

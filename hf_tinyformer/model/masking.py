@@ -108,6 +108,7 @@ def build_attention_mask(
         "attention_mask": attention_mask,
         "past_key_values": past_key_values,
     }
+    # CODEPATH: language models are causal; masked language models and encoders are not.
     if config.is_causal:
         return create_causal_mask(**arguments, position_ids=position_ids)
     documents = find_packed_sequence_indices(position_ids) if is_packable else None
@@ -185,26 +186,40 @@ def check_score_bias(config: TinyFormerConfig, kwargs: dict[str, Any]) -> None:
         )
 
 
-def slots_of(inputs_embeds: Tensor, past_key_values: Cache | None) -> tuple[Tensor, Tensor]:
-    """Number the places of queries and keys in their rows.
+def distances_of(
+    inputs_embeds: Tensor,
+    attention_mask: Any,
+    past_key_values: Cache | None,
+    position_ids: Tensor | None,
+) -> Tensor:
+    """Measure how far each key stands before each query.
 
-    Distances between slots, not between `position_ids`: the two agree within a document, wherever
-    padding stands, and slots are also known for keys that lie in a cache.
+    Between slots, their places in the row, not between `position_ids`: the two agree within a
+    document, wherever padding stands, and slots are also known for keys that lie in a cache. But a
+    finished mask may read a row as a tree, whose branches stand side by side; there positions count
+    if they are given.
 
     Args:
         inputs_embeds: Shape `(batch, sequence, hidden_size)`.
+        attention_mask: As the caller gave it.
         past_key_values: Gives the room for keys and the number of tokens before these.
+        position_ids: As the caller gave them, or `None`.
 
     Returns:
-        Slots of the queries, shape `(sequence,)`, and of the keys, shape `(key,)`.
+        Distances of shape `(batch or 1, query, key)`, negative for a key that stands after.
     """
     sequence, device = inputs_embeds.shape[1], inputs_embeds.device
+    is_first = past_key_values is None or _is_empty_and_growing(past_key_values)
+    is_finished = isinstance(attention_mask, Tensor) and attention_mask.dim() == 4
+    if is_first and is_finished and position_ids is not None:
+        return position_ids[:, :, None] - position_ids[:, None, :]
     if past_key_values is None:
         slots = torch.arange(sequence, device=device)
-        return slots, slots
+        return (slots[:, None] - slots)[None]
     num_keys, first_key = past_key_values.get_mask_sizes(sequence, 0)
     query_slots = torch.arange(sequence, device=device) + past_key_values.get_seq_length()
-    return query_slots, torch.arange(num_keys, device=device) + first_key
+    key_slots = torch.arange(num_keys, device=device) + first_key
+    return (query_slots[:, None] - key_slots)[None]
 
 
 def merge_score_bias(
@@ -213,9 +228,9 @@ def merge_score_bias(
     """Add a score bias to the mask, once for all layers.
 
     Args:
-        score_bias: Shape `(1, num_attention_heads, query, key)`.
+        score_bias: Shape `(batch or 1, num_attention_heads, query, key)`.
         attention_mask: What `build_attention_mask` gave.
-        distance: Query slot minus key slot, shape `(query, key)`.
+        distance: What `distances_of` gave, shape `(batch or 1, query, key)`.
         is_causal: Whether `None` as a mask stands for the causal mask.
 
     Returns:
@@ -228,7 +243,7 @@ def merge_score_bias(
     if attention_mask is None:
         if not is_causal:
             return score_bias, None
-        attention_mask = distance >= 0
+        attention_mask = distance[:, None] >= 0
     if attention_mask.dtype == torch.bool:
         return torch.where(attention_mask, score_bias, HIDDEN_SCORE), None
     return (score_bias + attention_mask).clamp(min=HIDDEN_SCORE), None

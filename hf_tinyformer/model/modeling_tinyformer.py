@@ -29,6 +29,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     MaskedLMOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
@@ -45,9 +46,9 @@ from .embeddings import TinyFormerEmbeddings
 from .masking import (
     build_attention_mask,
     check_score_bias,
+    distances_of,
     merge_score_bias,
     positions_of,
-    slots_of,
 )
 from .normalization import NORMS
 from .positions import SCORE_BIASES, TinyFormerRotaryEmbedding
@@ -154,7 +155,12 @@ class TinyFormerModel(TinyFormerPreTrainedModel):
         mask = build_attention_mask(
             self.config, inputs_embeds, attention_mask, past_key_values, position_ids
         )
-        mask, position_bias = self._add_score_bias(mask, inputs_embeds, past_key_values, kwargs)
+        position_bias = None
+        # CODEPATH: only the alibi and relative schemes have a score bias.
+        if self.score_bias is not None:
+            check_score_bias(self.config, kwargs)
+            distance = distances_of(inputs_embeds, attention_mask, past_key_values, position_ids)
+            mask, position_bias = self._add_score_bias(mask, distance, inputs_embeds.dtype)
         if position_ids is None:
             position_ids = positions_of(inputs_embeds, attention_mask, past_key_values)
         hidden_states = self.embeddings(inputs_embeds, position_ids)
@@ -180,31 +186,20 @@ class TinyFormerModel(TinyFormerPreTrainedModel):
         )
 
     def _add_score_bias(
-        self,
-        mask: Any,
-        inputs_embeds: Tensor,
-        past_key_values: Cache | None,
-        kwargs: dict[str, Any],
+        self, mask: Any, distance: Tensor, dtype: torch.dtype
     ) -> tuple[Any, Tensor | None]:
         """Put the score bias of a scheme that has one where the attention function reads it.
 
         Args:
             mask: What `build_attention_mask` gave.
-            inputs_embeds: Shape `(batch, sequence, hidden_size)`.
-            past_key_values: Keys and values of earlier tokens.
-            kwargs: What the caller hands to the attention function.
+            distance: What `distances_of` gave.
+            dtype: That of the scores.
 
         Returns:
             The mask, and a bias that has to be passed beside it or `None`.
         """
-        # CODEPATH: only the alibi and relative schemes have a score bias.
-        if self.score_bias is None:
-            return mask, None
-        check_score_bias(self.config, kwargs)
-        query_slots, key_slots = slots_of(inputs_embeds, past_key_values)
-        distance = query_slots[:, None] - key_slots
         is_causal = self.config.is_causal
-        bias = self.score_bias(distance, bidirectional=not is_causal).to(inputs_embeds.dtype)
+        bias = self.score_bias(distance, bidirectional=not is_causal).to(dtype)
         return merge_score_bias(bias, mask, distance, is_causal=is_causal)
 
 
@@ -497,15 +492,63 @@ class TinyFormerForTokenClassification(TinyFormerPreTrainedModel):
         )
 
 
+@auto_docstring
+class TinyFormerForQuestionAnswering(TinyFormerPreTrainedModel):
+    """Marks where the answer to a question starts and ends in a text (Rajpurkar et al. 2016)."""
+
+    # Its loss is a mean over the batch, so Trainer has to weigh micro-batches itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: TinyFormerConfig) -> None:
+        super().__init__(config)
+        self.model = TinyFormerModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        """Score each token as the first and as the last of the answer."""
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
 TinyFormerModel.register_for_auto_class("AutoModel")
 TinyFormerForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 TinyFormerForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+TinyFormerForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")
 TinyFormerForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 TinyFormerForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
 
 __all__ = [
     "TinyFormerForCausalLM",
     "TinyFormerForMaskedLM",
+    "TinyFormerForQuestionAnswering",
     "TinyFormerForSequenceClassification",
     "TinyFormerForTokenClassification",
     "TinyFormerModel",

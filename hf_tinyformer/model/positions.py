@@ -223,18 +223,18 @@ class TinyFormerAlibiBias(nn.Module):
         super().__init__()
         self.num_heads = config.num_attention_heads
 
-    def forward(self, distance: Tensor, *, bidirectional: bool) -> Tensor:  # noqa: ARG002
+    def forward(self, distance: Tensor, **_: bool) -> Tensor:
         """Compute the penalties.
 
         Args:
-            distance: Query slot minus key slot, shape `(query, key)`.
-            bidirectional: Not used: the penalty is the same in both directions.
+            distance: Query position minus key position, shape `(batch or 1, query, key)`.
+            _: `bidirectional`, as the relative scheme reads it: here both directions are alike.
 
         Returns:
-            Float32 bias of shape `(1, num_attention_heads, query, key)`.
+            Float32 bias of shape `(batch or 1, num_attention_heads, query, key)`.
         """
         slopes = alibi_slopes(self.num_heads, distance.device)
-        return -slopes[None, :, None, None] * distance.abs()
+        return -slopes[:, None, None] * distance.abs()[:, None]
 
 
 class TinyFormerRelativeBias(nn.Module):
@@ -253,11 +253,11 @@ class TinyFormerRelativeBias(nn.Module):
         """Look up the bias of each distance.
 
         Args:
-            distance: Query slot minus key slot, shape `(query, key)`.
+            distance: Query position minus key position, shape `(batch or 1, query, key)`.
             bidirectional: Whether keys after the query are seen and have buckets of their own.
 
         Returns:
-            Bias of shape `(1, num_attention_heads, query, key)`.
+            Bias of shape `(batch or 1, num_attention_heads, query, key)`.
         """
         buckets = relative_buckets(
             distance,
@@ -265,7 +265,7 @@ class TinyFormerRelativeBias(nn.Module):
             num_buckets=self.num_buckets,
             max_distance=self.max_distance,
         )
-        return self.bucket_bias(buckets).permute(2, 0, 1)[None]  # heads first
+        return self.bucket_bias(buckets).movedim(-1, 1)  # heads before query and key
 
 
 SCORE_BIASES = {"alibi": TinyFormerAlibiBias, "relative": TinyFormerRelativeBias}

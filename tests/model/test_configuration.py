@@ -132,6 +132,7 @@ def test_the_saved_config_names_the_class_behind_every_auto_class(tmp_path):
         "AutoModel": "modeling_tinyformer.TinyFormerModel",
         "AutoModelForCausalLM": "modeling_tinyformer.TinyFormerForCausalLM",
         "AutoModelForMaskedLM": "modeling_tinyformer.TinyFormerForMaskedLM",
+        "AutoModelForQuestionAnswering": "modeling_tinyformer.TinyFormerForQuestionAnswering",
         "AutoModelForSequenceClassification": (
             "modeling_tinyformer.TinyFormerForSequenceClassification"
         ),

@@ -323,9 +323,11 @@ def test_no_mask_is_built_where_causality_is_enough(scheme, monkeypatch):
     assert seen == [(not has_bias, not has_bias)] * 2
 
 
-def test_a_four_dimensional_mask_is_used_as_it_is():
+@every_scheme
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_a_four_dimensional_mask_is_used_as_it_is(scheme, use_cache):
     # Two continuations of one beginning in one row: the second must not see the first.
-    model = tiny_model()
+    model = tiny_model(position_embedding_type=scheme)
     start, first, second = random_tokens(1, 4), random_tokens(1, 2), random_tokens(1, 2)
     row = torch.cat([start, first, second], dim=1)
     mask = torch.ones(8, 8, dtype=torch.bool).tril()
@@ -336,6 +338,7 @@ def test_a_four_dimensional_mask_is_used_as_it_is():
         row,
         attention_mask=mask[None, None],
         position_ids=torch.tensor([[0, 1, 2, 3, 4, 5, 4, 5]]),
+        use_cache=use_cache,
     )
 
     alone = logits(model, torch.cat([start, second], dim=1))

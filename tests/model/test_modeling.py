@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from hf_tinyformer import (
     TinyFormerForCausalLM,
     TinyFormerForMaskedLM,
+    TinyFormerForQuestionAnswering,
     TinyFormerForSequenceClassification,
     TinyFormerForTokenClassification,
     TinyFormerModel,
@@ -94,6 +95,20 @@ def test_token_labels_stay_where_they_are():
 
     assert output.logits.shape == (2, 9, 3)
     torch.testing.assert_close(output.loss, mean_loss(output.logits, labels))
+
+
+def test_an_answer_is_scored_by_its_first_and_last_token():
+    model = tiny_model(TinyFormerForQuestionAnswering)
+    tokens, first, last = random_tokens(2, 9), torch.tensor([2, 5]), torch.tensor([4, 5])
+
+    output = model(tokens, start_positions=first, end_positions=last)
+
+    cross_entropy = torch.nn.functional.cross_entropy
+    assert output.start_logits.shape == output.end_logits.shape == (2, 9)
+    assert not torch.equal(output.start_logits, output.end_logits)
+    mean = (cross_entropy(output.start_logits, first) + cross_entropy(output.end_logits, last)) / 2
+    torch.testing.assert_close(output.loss, mean)
+    assert model(tokens).loss is None
 
 
 # Classification of texts.
@@ -401,6 +416,7 @@ def test_a_causal_checkpoint_opens_as_every_other_head(tmp_path):
 
     for model_class in (
         TinyFormerForMaskedLM,
+        TinyFormerForQuestionAnswering,
         TinyFormerForSequenceClassification,
         TinyFormerForTokenClassification,
     ):

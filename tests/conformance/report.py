@@ -1,0 +1,230 @@
+"""Runs all common tests of Llama and of ours, and writes docs/conformance.md from such runs.
+
+    python tests/conformance/report.py run      # with the transformers that is installed
+    python tests/conformance/report.py write    # from every run in the cache
+
+Name a checkout of the transformers repository in TRANSFORMERS_CHECKOUT, and its tests of generation
+and export take the place of the stand-ins.
+"""
+
+import json
+import platform
+import re
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from conformance.common_tests import CACHE, assemble  # noqa: E402
+from conformance.exceptions import DECLARED, missing, reason_for  # noqa: E402
+from conformance.running import SUBJECTS, run_subject  # noqa: E402
+
+DOCUMENT = HERE.parent.parent / "docs" / "conformance.md"
+OURS = [subject for subject in SUBJECTS if subject != "llama"]
+MARKS = {"passed": "✓", "skipped": "-", "failed": "✗"}
+
+
+def run() -> Path:
+    """Run every model under the installed transformers; two at a time.
+
+    Returns:
+        The file with all outcomes.
+    """
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for subject in SUBJECTS:
+            (root / subject).mkdir()
+            origin = assemble(root / subject, subject)
+
+        def run_one(subject):
+            outcomes = run_subject(root / subject, subject)
+            sys.stderr.write(f"{subject}: {summary(outcomes)}\n")
+            return outcomes
+
+        with ThreadPoolExecutor(2) as pool:
+            outcomes = dict(zip(SUBJECTS, pool.map(run_one, SUBJECTS), strict=True))
+    result = CACHE / f"outcomes-{origin.transformers}.json"
+    facts = {
+        "transformers": origin.transformers,
+        "checkout": origin.checkout,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "outcomes": outcomes,
+    }
+    result.write_text(json.dumps(facts, indent=1))
+    return result
+
+
+def summary(outcomes: dict[str, dict]) -> str:
+    """Count how the tests ended, and their seconds."""
+    ends = Counter(end["outcome"] for end in outcomes.values())
+    seconds = sum(end["seconds"] for end in outcomes.values())
+    return (
+        f"{ends['passed']} passed, {ends['skipped']} skipped, {ends['failed']} failed "
+        f"in {seconds:.0f} s"
+    )
+
+
+def title(name: str) -> str:
+    """Name a test without its numbered parameters."""
+    return re.sub(r"_\d+(_\w+)?$", "", name)
+
+
+def mark(ends: list[dict]) -> str:
+    """Draw how the parameters of one test ended; a count where they differ."""
+    kinds = Counter(end["outcome"] for end in ends)
+    if len(kinds) == 1:
+        return MARKS[next(iter(kinds))]
+    return " ".join(f"{number}{MARKS[kind]}" for kind, number in sorted(kinds.items()))
+
+
+def table_of(facts: dict) -> list[str]:
+    """Draw one version's tests that at least one model ran."""
+    outcomes = facts["outcomes"]
+    groups = defaultdict(list)
+    for name in sorted({name for tests in outcomes.values() for name in tests}):
+        groups[title(name)].append(name)
+    lines = [f"| test | {' | '.join(SUBJECTS)} |", "|---|" + ":-:|" * len(SUBJECTS)]
+    for group, names in groups.items():
+        ends = {
+            subject: [tests[name] for name in names if name in tests]
+            for subject, tests in outcomes.items()
+        }
+        if any(end["outcome"] != "skipped" for each in ends.values() for end in each):
+            many = f" ({len(names)})" if len(names) > 1 else ""
+            marks = " | ".join(mark(ends[subject]) if ends[subject] else "" for subject in SUBJECTS)
+            lines.append(f"| `{group}`{many} | {marks} |")
+    return lines
+
+
+def skipped_by_all(facts: dict) -> list[str]:
+    """List, by reason, the tests that no model ran."""
+    outcomes = facts["outcomes"]
+    reasons = defaultdict(set)
+    for name, end in outcomes["llama"].items():
+        if all(tests.get(name, {}).get("outcome") == "skipped" for tests in outcomes.values()):
+            reason = re.sub(r"^\w+::\w+ is skipped: ", "", end["reason"])
+            reason = re.sub(r"Llama\w*", "the model", reason).strip(" .")
+            reason = re.sub(r"`[\w-]+` is not in .*", "not a task of a text model", reason)
+            reasons[reason].add(title(name))
+    return [
+        f"- {reason}: {', '.join(f'`{name}`' for name in sorted(names))}"
+        for reason, names in sorted(reasons.items())
+    ]
+
+
+def differences_of(facts: dict) -> list[str]:
+    """List what Llama passes and one of ours does not, with its reason."""
+    llama = facts["outcomes"]["llama"]
+    found = defaultdict(lambda: defaultdict(set))
+    for subject in OURS:
+        for name in missing(llama, facts["outcomes"][subject]):
+            reason = reason_for(subject, name) or "**no reason: this is a defect**"
+            found[reason][subject].add(title(name))
+    if not found:
+        return ["None."]
+    lines = []
+    for reason, subjects in found.items():
+        names = sorted({name for each in subjects.values() for name in each})
+        shown = ", ".join(f"`{name}`" for name in names)
+        lines.append(f"- {', '.join(subjects)}: {shown}. {reason}")
+    return lines
+
+
+def gained_by(facts: dict) -> list[str]:
+    """List what the default shape passes and Llama does not."""
+    outcomes = facts["outcomes"]
+    names = sorted({title(name) for name in missing(outcomes["rope"], outcomes["llama"])})
+    return [f"The other way round, the default shape passes what Llama skips: {code(names)}."]
+
+
+def code(names: list[str]) -> str:
+    """Set names as code, or say that there are none."""
+    return ", ".join(f"`{name}`" for name in names) or "nothing"
+
+
+INTRODUCTION = """\
+# Under transformers' own tests
+
+<!-- Written by `make conformance` from a run; edit tests/conformance/report.py instead. -->
+
+Every model in transformers has to pass a set of common tests: loading and saving, generation,
+caches, attention functions, gradient checkpointing, training, tensor and sharded parallelism. Here
+they run on ours and on transformers' own Llama, with the same tiny shapes, in the same process, at
+the same version. The rule: **what Llama passes, ours passes**. `rope` is the default shape; the
+other columns change its position scheme and nothing else.
+
+✓ passed, - skipped, ✗ failed; a number before a mark counts parameters that ended so. A skipped
+test counts as not passed. `tests/conformance/test_conformance.py` holds the rule in CI, with the
+differences below as the only ones; one that goes away fails that test too.
+
+The tests are not in this repository. They come from the source distribution of the version that is
+installed, fetched by pip into `.conformance/`. It leaves out transformers' tests of generation and
+of export, and the class that ties the mixins together; for these, `tests/conformance/standins/` has
+tests of the same names, or `TRANSFORMERS_CHECKOUT` names a checkout whose own ones are used. The
+tests of several processes, which transformers runs for a few models only, are switched on for both.
+The tests of pipelines, which fetch tiny models from the Hub, find tiny models made on the spot.
+"""
+
+
+def write(runs: list[Path]) -> None:
+    """Write the document from the outcomes of runs.
+
+    Args:
+        runs: Files that `run` wrote.
+    """
+    lines = [INTRODUCTION]
+    for path in sorted(runs, reverse=True):
+        facts = json.loads(path.read_text())
+        checkout = facts["checkout"]
+        gaps = f"filled from a checkout of {checkout}" if checkout else "filled by the stand-ins"
+        lines += [
+            f"## transformers {facts['transformers']}",
+            "",
+            f"torch {facts['torch']}, Python {facts['python']}; gaps {gaps}.",
+            "",
+            "| model | tests |",
+            "|---|---|",
+            *(f"| {name} | {summary(tests)} |" for name, tests in facts["outcomes"].items()),
+            "",
+            "### Differences, and why",
+            "",
+            *differences_of(facts),
+            "",
+            *gained_by(facts),
+            "",
+            "### Test by test",
+            "",
+            *table_of(facts),
+            "",
+            "### Skipped by all",
+            "",
+            *skipped_by_all(facts),
+            "",
+        ]
+    declared = {difference.reason for difference in DECLARED}
+    assert len(declared) == len(DECLARED)
+    DOCUMENT.write_text("\n".join(lines), encoding="utf-8")
+
+
+def main(words: list[str]) -> int:
+    """Run or write, as the word on the command line says."""
+    if words == ["run"]:
+        sys.stdout.write(f"{run()}\n")
+    elif words == ["write"]:
+        write(list(CACHE.glob("outcomes-*.json")))
+        sys.stdout.write(f"{DOCUMENT}\n")
+    else:
+        sys.stderr.write(__doc__)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
