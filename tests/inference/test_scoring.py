@@ -79,6 +79,22 @@ def test_figures_equal_a_slow_pass_token_by_token(tiny_llama, byte_tokenizer, st
     assert found.bits_per_byte == pytest.approx(total / math.log(2) / num_bytes, rel=1e-6)
 
 
+@pytest.mark.parametrize("begins_with_bos", [True, False])
+def test_counting_like_the_harness_predicts_no_end_and_always_reads_a_start(
+    tiny_llama, byte_tokenizer, begins_with_bos
+):
+    # lm-evaluation-harness: <s> whatever the tokenizer does, windows side by side, no </s>.
+    byte_tokenizer.init_kwargs["documents_begin_with_bos"] = begins_with_bos
+    frames = [[1, *byte_tokenizer(text)["input_ids"][1:]] for text in TEXTS]
+    total = sum(slow_sum(tiny_llama, ids, 32, 32) for ids in frames)
+
+    found = evaluate_texts(tiny_llama, byte_tokenizer, TEXTS, like_lm_eval=True)
+
+    del byte_tokenizer.init_kwargs["documents_begin_with_bos"]
+    assert found.num_tokens == sum(len(text.encode()) for text in TEXTS)
+    assert found.loss == pytest.approx(total / found.num_tokens, rel=1e-6)
+
+
 def test_the_batch_size_changes_nothing(tiny_llama, byte_tokenizer):
     losses = [
         evaluate_texts(tiny_llama, byte_tokenizer, TEXTS, batch_size=size).loss
