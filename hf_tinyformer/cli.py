@@ -102,6 +102,8 @@ def train(
             "Run the same command to go on."
         )
         raise typer.Exit(INTERRUPTED)
+    read = ", ".join(f"{name} {count:.2f}" for name, count in result.training.epochs.items())
+    _say(f"Times that each source was read: {read}.")
     _say(f"The model is in {result.final_dir}. Try: tinyformer generate {result.final_dir}")
 
 

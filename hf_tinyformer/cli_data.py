@@ -152,10 +152,12 @@ def audit(
     from hf_tinyformer.artifacts import write_text
     from hf_tinyformer.data.audit import audit_corpus
     from hf_tinyformer.data.drop_list import write_drop_list
+    from hf_tinyformer.prepared import pin_data, text_dir
     from hf_tinyformer.progress import counting_bar
     from hf_tinyformer.run_config import load_run_config
 
     run_config = load_run_config(config, overrides or ())
+    run_config = pin_data(run_config, text_dir(run_config))
     # A new list is made of the whole corpus, not of what an older one left.
     data = replace(run_config.data, drop=None) if drop else run_config.data
     with counting_bar(console, quiet=as_json, what="bytes read") as on_progress:

@@ -29,10 +29,11 @@ def train(
     ] = None,
 ) -> None:
     """Train only the tokenizer of a run."""
-    from hf_tinyformer.prepared import prepare_tokenizer
+    from hf_tinyformer.prepared import pin_data, prepare_tokenizer
     from hf_tinyformer.run_config import load_run_config
 
     run_config = load_run_config(config, overrides or ())
+    run_config = pin_data(run_config, run_config.run_dir)
     folder = output or run_config.run_dir / "tokenizer"
     tokenizer = prepare_tokenizer(run_config, folder)
     say(f"{folder} holds a tokenizer of {len(tokenizer)} tokens.")

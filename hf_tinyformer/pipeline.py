@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_tinyformer.artifacts import fingerprint, write_text
 from hf_tinyformer.data.corpus import DataConfig
+from hf_tinyformer.data.sources import Source
 from hf_tinyformer.data.tokenizer import count_ids, tokenizer_fingerprint
 from hf_tinyformer.data.tokens import TokenStores
 from hf_tinyformer.inference.evaluation import Evaluation
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
-from hf_tinyformer.prepared import holds_inputs, open_text, prepare_text
+from hf_tinyformer.prepared import holds_inputs, open_text, pin_data, prepare_text, text_dir
 from hf_tinyformer.publishing.card import (
     CardFacts,
     SplitFacts,
@@ -65,6 +66,12 @@ def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> TinyFo
     return TinyFormerForCausalLM(model_config)
 
 
+def _weights(data: DataConfig) -> dict[str, Any]:
+    weights = data.weights()
+    total = sum(weights.values())
+    return {"weights": {k: v / total for k, v in weights.items()}} if len(weights) > 1 else {}
+
+
 def _identity(
     config: RunConfig, model: TinyFormerForCausalLM, tokenizer: Any, stores: TokenStores
 ) -> dict[str, Any]:
@@ -76,6 +83,7 @@ def _identity(
             "sequence_length": config.data.sequence_length,
             "mask_documents": config.data.mask_documents,
             "tokens": stores.fingerprint,
+            **_weights(config.data),
         },
         "tokenizer": {"fingerprint": tokenizer_fingerprint(tokenizer)},
         "model": {key: model_settings[key] for key in model_keys()},
@@ -90,13 +98,23 @@ def _describe_corpus(config: RunConfig) -> str:
     data = config.data
     if config.card.corpus:
         return config.card.corpus
+    if not data.sources:
+        return _describe_source(data, data.prepared)
+    total = sum(data.weights().values())
+    return "; ".join(
+        f"{source.weight / total:.1%} of the rows {name}: {_describe_source(source, None)}"
+        for name, source in data.sources.items()
+    )
+
+
+def _describe_source(data: Source, prepared: str | None) -> str:
     if data.builtin:
         return f"{data.builtin} (the standard library of Python {platform.python_version()})"
     if data.dataset:
         parts = [data.dataset, data.dataset_config, data.dataset_split]
         return ", ".join(part for part in parts if part)
-    if not data.is_named():
-        return f"{Path(str(data.prepared)).name}, prepared before"
+    if not data.files:
+        return f"{Path(str(prepared)).name}, prepared before"
     # Names only: where they lay is nobody's business.
     return ", ".join(Path(pattern).name for pattern in data.files)
 
@@ -107,7 +125,8 @@ def _describe_split(data: DataConfig) -> str:
     if data.validation_files:
         names = ", ".join(Path(pattern).name for pattern in data.validation_files)
         return f"Validation texts are files of their own: {names}."
-    share = f"{data.validation_fraction:.3g} of the corpus"
+    whole = "each source" if data.sources else "the corpus"
+    share = f"{data.validation_fraction:.3g} of {whole}"
     if data.validation_split == "tail":
         return f"Validation is the last {share}."
     return f"Validation is about {share}, whole documents chosen by the hash of their text."
@@ -144,7 +163,8 @@ def _card_facts(
     data = config.data
     optimizer, schedule = _describe_optimizer(config.train)
     precision = name_precision(accelerator)
-    is_hub_id = data.dataset is not None and not Path(data.dataset).exists()
+    sources = data.named_sources().values() if data.is_named() else ()
+    named = [source.dataset for source in sources if source.dataset is not None]
     return CardFacts(
         name=config.name,
         corpus=_describe_corpus(config),
@@ -175,7 +195,7 @@ def _card_facts(
         sample_prompt=config.train.sample_prompt,
         languages=config.card.languages,
         license=config.card.license,
-        datasets=[str(data.dataset)] if is_hub_id else [],
+        datasets=[name for name in dict.fromkeys(named) if not Path(name).exists()],
     )
 
 
@@ -266,11 +286,13 @@ def run_pipeline(config: RunConfig, *, reporter: Reporter, cpu: bool = False) ->
 
     def prepare() -> int:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(run_dir / "config.yaml", to_yaml(config))
-        prepare_text(config)
+        pinned = pin_data(config, text_dir(config))
+        write_text(run_dir / "config.yaml", to_yaml(pinned))
+        prepare_text(pinned)
         return 0
 
     processes.main_first(prepare, what="prepare the text")
+    config = pin_data(config, text_dir(config))
     tokenizer, stores = open_text(config)
     model = build_model(config, tokenizer)
     result = train(

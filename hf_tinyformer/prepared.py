@@ -4,16 +4,22 @@
 `tokens/`. Any number of runs read it in place; a run without it makes both in its own folder.
 """
 
+import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from hf_tinyformer.artifacts import fingerprint, hold_folder, read_manifest
-from hf_tinyformer.data.corpus import describe_inputs, iterate_documents, plan_parts
+from hf_tinyformer.artifacts import fingerprint, hold_folder, read_manifest, write_text
+from hf_tinyformer.data.corpus import (
+    describe_inputs,
+    iterate_documents,
+    pin_revisions,
+    plan_parts,
+)
 from hf_tinyformer.data.existing_tokenizer import adopt_tokenizer, describe_tokenizer
 from hf_tinyformer.data.statistics import Group, add_tokens, describe_corpus, describe_store
 from hf_tinyformer.data.store_job import StoreJob, run_job
@@ -31,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int, int], None]
 """Told the parts done, all parts, and the bytes of text encoded."""
+
+REVISIONS_NAME = "revisions.json"
+"""The commits of Hub data sets that a folder's text comes from."""
 
 _NOT_OF_THE_STORE = ("prepared", "sequence_length", "mask_documents", "sources")
 """Settings under `data` that runs on one store may set each for itself."""
@@ -50,6 +59,34 @@ def holds_inputs(folder: Path, *, kind: str, inputs: str) -> bool:
     except ArtifactError as error:
         logger.warning("%s It is made again.", error)
         return False
+
+
+def pin_data(config: RunConfig, folder: Path) -> RunConfig:
+    """Name the commits of a run's Hub data sets: those it began with, or the newest.
+
+    Args:
+        config: The run.
+        folder: Where its tokenizer and tokens lie, or will. The commits are kept there, in
+            `revisions.json`; who deletes that file starts anew with the newest.
+
+    Returns:
+        The run, with a commit as the revision of each Hub data set.
+
+    Raises:
+        DataError: If the Hub has to be asked and cannot.
+    """
+    path = folder / REVISIONS_NAME
+    try:
+        known = dict(json.loads(path.read_bytes())) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} is not as it was written ({error}). Delete it to begin with the newest data."
+        ) from None
+    data, pinned = pin_revisions(config.data, known)
+    if pinned != known:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(pinned, indent=2) + "\n")
+    return replace(config, data=data)
 
 
 def prepare_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerFast:
@@ -116,7 +153,7 @@ def plan_store(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder: Pa
         tokenizer_dir=folder.absolute() / "tokenizer",
         config=config.data,
         parts=plan_parts(config.data),
-        rules={key: value for key, value in described.items() if key != "corpus"},
+        rules={key: value for key, value in described.items() if key not in ("corpus", "sources")},
         facts={"inputs": _store_inputs(described, tokenizer), "settings": _settings(config)},
     )
 
@@ -176,6 +213,7 @@ def prepare_corpus(
             "must name the corpus to prepare. Set one, for example data.files=[my_texts/*.txt]."
         )
     with hold_folder(folder):
+        config = pin_data(config, folder)
         return prepare_tokens(
             config, prepare_tokenizer(config, folder / "tokenizer"), folder, make=make
         )
@@ -282,6 +320,7 @@ def describe_source(
     if Path(source).is_dir():
         return _describe_folder(Path(source))
     config = load_run_config(Path(source), overrides)
+    config = pin_data(config, text_dir(config))
     groups = describe_corpus(config.data, on_progress)
     store = text_dir(config) / "tokens"
     try:
