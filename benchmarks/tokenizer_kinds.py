@@ -68,6 +68,7 @@ data:
 tokenizer:
   kind: {kind}
   vocab_size: {vocab_size}
+  train_bytes: 8_000_000
 model:
   hidden_size: 128
   num_hidden_layers: 4

@@ -6,7 +6,7 @@ last one stopped, whatever stopped it.
 
 import logging
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,8 @@ def finish(
         batch_size=split_batch(config.train, processes.count)[0],
         accelerator=accelerator,
     )
+    hidden_bytes = stores.facts["splits"]["validation"]["hidden_bytes"]
+    evaluation = replace(evaluation, hidden_bytes=hidden_bytes)
 
     def write() -> int:
         write_final(

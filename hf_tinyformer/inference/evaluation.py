@@ -42,14 +42,21 @@ class Evaluation:
     num_bytes: int
     """Bytes of the text, in UTF-8."""
 
+    hidden_bytes: int = 0
+    """Those of them behind unknown tokens. The model was never asked to spell them, so with any,
+    `bits_per_byte` is too low to be compared with a tokenizer's that hides none."""
 
-def summarize_losses(loss_sum: float, num_tokens: int, num_bytes: int) -> Evaluation:
+
+def summarize_losses(
+    loss_sum: float, num_tokens: int, num_bytes: int, hidden_bytes: int = 0
+) -> Evaluation:
     """Turn a sum of token losses into figures.
 
     Args:
         loss_sum: Sum of the tokens' negative log-likelihoods, in nats.
         num_tokens: Tokens in that sum.
         num_bytes: Bytes of the text that the tokens spell.
+        hidden_bytes: Bytes of it that unknown tokens stand for.
 
     Raises:
         DataError: If there was no token to predict, or no byte.
@@ -67,6 +74,7 @@ def summarize_losses(loss_sum: float, num_tokens: int, num_bytes: int) -> Evalua
         bits_per_byte=loss_sum / math.log(2) / num_bytes,
         num_tokens=num_tokens,
         num_bytes=num_bytes,
+        hidden_bytes=hidden_bytes,
     )
 
 

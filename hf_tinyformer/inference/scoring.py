@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tinyformer.data.tokenizer import document_frame, encode_documents
+from hf_tinyformer.data.tokenizer import count_hidden_bytes, document_frame, encode_documents
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.inference.evaluation import (
     Evaluation,
@@ -200,7 +200,7 @@ def evaluate_texts(
     if stride is None:
         stride = context if like_lm_eval else max(1, context // 2)
     _check_stride(stride, context)
-    loss_sum, num_tokens, num_bytes = 0.0, 0, 0
+    loss_sum, num_tokens, num_bytes, hidden_bytes = 0.0, 0, 0, 0
     rows: list[Row] = []
 
     def score_pending() -> None:
@@ -215,6 +215,7 @@ def evaluate_texts(
 
     for document in documents:
         num_bytes += len(document.encode("utf-8"))
+        hidden_bytes += count_hidden_bytes(tokenizer, [document])[0]
         ids = encode_documents(tokenizer, [document])[0]
         if like_lm_eval:
             ids = _frame_like_lm_eval(tokenizer, ids)
@@ -224,4 +225,4 @@ def evaluate_texts(
                 score_pending()
     if rows:
         score_pending()
-    return summarize_losses(loss_sum, num_tokens, num_bytes)
+    return summarize_losses(loss_sum, num_tokens, num_bytes, hidden_bytes)

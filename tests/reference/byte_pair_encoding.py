@@ -1,10 +1,12 @@
 """Byte-pair encoding as plainly as it can be said, to check the fast one against.
 
-Reads a tokenizer.json, cuts a text with the pattern in it, and joins the pair whose merge was
-learned first until no pair has one. Special tokens play no part.
+Learns: joins the pair of neighbours that is most frequent, again and again. Cuts: joins the pair
+that was learned first, until no pair has one. Special tokens play no part.
 """
 
 import json
+import unicodedata
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,44 +15,66 @@ import regex
 
 def bytes_to_letters() -> dict[int, str]:
     """GPT-2's table: each byte as one printing letter."""
-    printing = [
-        byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174
-    ]
+    printing = [byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte != 173]
     table = {byte: chr(byte) for byte in printing}
     for byte in range(256):
-        if byte not in table:
-            table[byte] = chr(256 + len(table) - len(printing))
+        table.setdefault(byte, chr(256 + len(table) - len(printing)))
     return table
+
+
+LETTERS = bytes_to_letters()
+
+
+def spell_by_jamo(text: str) -> str:
+    return "".join(unicodedata.normalize("NFD", c) if "가" <= c <= "힣" else c for c in text)
+
+
+def cut(text: str, pattern: str) -> list[tuple[str, ...]]:
+    pieces = regex.findall(pattern, text)
+    return [tuple(LETTERS[byte] for byte in piece.encode("utf-8")) for piece in pieces]
+
+
+def join(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    joined: list[str] = []
+    while symbols:
+        size = 2 if symbols[:2] == pair else 1
+        joined.append("".join(symbols[:size]))
+        symbols = symbols[size:]
+    return tuple(joined)
+
+
+def learn(texts: list[str], pattern: str, count: int) -> list[tuple[str, str]]:
+    """Learn so many merges, as long as a pair is there twice; of equals, the older symbols'."""
+    words = Counter(word for text in texts for word in cut(text, pattern))
+    ids = {letter: number for number, letter in enumerate(sorted(LETTERS.values()))}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, times in words.items():
+            for pair in pairwise(word):
+                pairs[pair] += times
+        best = min(pairs, key=lambda pair: (-pairs[pair], ids[pair[0]], ids[pair[1]]), default=None)
+        if best is None or pairs[best] < 2:
+            break
+        merges.append(best)
+        ids.setdefault("".join(best), len(ids))
+        words = Counter({join(word, best): times for word, times in words.items()})
+    return merges
 
 
 class PlainBytePairEncoding:
     def __init__(self, tokenizer_json: Path) -> None:
         rules = json.loads(tokenizer_json.read_text(encoding="utf-8"))
-        cutter = rules["pre_tokenizer"]["pretokenizers"][0]
-        self.pattern = regex.compile(cutter["pattern"]["Regex"])
+        self.is_jamo = rules["normalizer"] is not None
+        self.pattern = rules["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
         self.ids = rules["model"]["vocab"]
-        self.ranks = {tuple(pair): rank for rank, pair in enumerate(rules["model"]["merges"])}
-        self.letters = bytes_to_letters()
-
-    def merge(self, symbols: list[str]) -> list[str]:
-        while True:
-            pairs = [pair for pair in pairwise(symbols) if pair in self.ranks]
-            if not pairs:
-                return symbols
-            first = min(pairs, key=self.ranks.__getitem__)
-            joined: list[str] = []
-            while symbols:
-                if tuple(symbols[:2]) == first:
-                    joined.append("".join(first))
-                    symbols = symbols[2:]
-                else:
-                    joined.append(symbols[0])
-                    symbols = symbols[1:]
-            symbols = joined
+        self.merges = [tuple(pair) for pair in rules["model"]["merges"]]
+        self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
 
     def encode(self, text: str) -> list[int]:
         ids = []
-        for piece in self.pattern.findall(text):
-            symbols = [self.letters[byte] for byte in piece.encode("utf-8")]
-            ids += [self.ids[symbol] for symbol in self.merge(symbols)]
+        for symbols in cut(spell_by_jamo(text) if self.is_jamo else text, self.pattern):
+            while pairs := [pair for pair in pairwise(symbols) if pair in self.ranks]:
+                symbols = join(symbols, min(pairs, key=self.ranks.__getitem__))
+            ids += [self.ids[symbol] for symbol in symbols]
         return ids
