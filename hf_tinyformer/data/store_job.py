@@ -12,7 +12,8 @@ from typing import Any
 
 from hf_tinyformer.data.corpus import DataConfig, Part, read_part
 from hf_tinyformer.data.fast_encoding import DocumentEncoder
-from hf_tinyformer.data.preparation import encode_part, prepare_token_store
+from hf_tinyformer.data.part_writing import encode_part
+from hf_tinyformer.data.preparation import prepare_token_store
 from hf_tinyformer.data.tokenizer import load_tokenizer
 
 

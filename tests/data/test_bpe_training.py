@@ -88,12 +88,21 @@ def test_a_merge_that_spells_a_special_token_is_as_in_tokenizers(request):
     assert by_us(GPT4, texts, 400) == expected
 
 
+CUTTERS = {}  # Knowing each character takes a while, once.
+
+
+def cutter_of(pattern):
+    if pattern not in CUTTERS:
+        known = pattern or bpe_training._GPT2
+        pieces = bpe_training._translate(known)
+        CUTTERS[pattern] = bpe_training._Cutter(make(pattern), known, pieces)
+    return CUTTERS[pattern]
+
+
 @settings(max_examples=60)
 @given(st.lists(st.text(max_size=30), max_size=5), st.sampled_from([GPT4, GPT2, QWEN]))
 def test_words_are_cut_as_by_tokenizers_on_any_text(texts, pattern):
-    backend = make(pattern)
-    known = pattern or bpe_training._GPT2
-    cutter = bpe_training._Cutter(backend, known, bpe_training._translate(known))
+    cutter = cutter_of(pattern)
 
     easy, _ = cutter.set_apart(texts)
 
@@ -120,8 +129,7 @@ def test_words_are_cut_as_by_tokenizers_around_white_space_signs_and_digits(patt
         "\u2003",
     ]
     texts = ["".join(draw.choices(pieces, k=12)) for _ in range(2_000)]
-    known = pattern or bpe_training._GPT2
-    cutter = bpe_training._Cutter(make(pattern), known, bpe_training._translate(known))
+    cutter = cutter_of(pattern)
 
     cut = cutter.cut_fast(texts).to_pylist()
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_tinyformer.artifacts import write_folder
-from hf_tinyformer.data import preparation
+from hf_tinyformer.data import part_writing
 from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.preparation import write_token_store
 from hf_tinyformer.data.tokenizer import (
@@ -41,9 +41,9 @@ def read_documents(store: TokenStore) -> list[list[int]]:
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Many record batches and files, so that reads cross them."""
-    monkeypatch.setattr(preparation, "_DOCUMENTS_AT_ONCE", 3)
-    monkeypatch.setattr(preparation, "_TOKENS_A_BATCH", 12)
-    monkeypatch.setattr(preparation, "_TOKENS_A_FILE", 40)
+    monkeypatch.setattr(part_writing, "_DOCUMENTS_AT_ONCE", 3)
+    monkeypatch.setattr(part_writing, "_TOKENS_A_BATCH", 12)
+    monkeypatch.setattr(part_writing, "_TOKENS_A_FILE", 40)
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,8 @@ def test_a_store_of_many_files_reads_as_one(tmp_path, bpe, texts, small_pieces):
 
 def test_how_documents_are_batched_leaves_the_fingerprint_alone(tmp_path, bpe, texts, monkeypatch):
     write(tmp_path / "a", bpe, texts, texts[:2])
-    monkeypatch.setattr(preparation, "_DOCUMENTS_AT_ONCE", 7)
-    monkeypatch.setattr(preparation, "_TOKENS_A_BATCH", 50)
+    monkeypatch.setattr(part_writing, "_DOCUMENTS_AT_ONCE", 7)
+    monkeypatch.setattr(part_writing, "_TOKENS_A_BATCH", 50)
     write(tmp_path / "b", bpe, texts, texts[:2])
 
     fingerprints = {open_token_store(tmp_path / name).fingerprint for name in "ab"}
@@ -252,7 +252,7 @@ def test_an_error_of_the_corpus_leaves_the_older_store_alone(tmp_path, ab):
 
 
 def test_a_document_too_large_for_the_format_is_named(tmp_path, ab, monkeypatch):
-    monkeypatch.setattr(preparation, "_LARGEST_DOCUMENT", 4)
+    monkeypatch.setattr(part_writing, "_LARGEST_DOCUMENT", 4)
 
     with pytest.raises(DataError, match=r"t:2 is one document of 5 bytes, but .* have 4"):
         write(tmp_path / "t", ab, ["ab", "ababa"], ["a"])
