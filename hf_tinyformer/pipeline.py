@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerFast
 
 from hf_tinyformer.artifacts import fingerprint, write_text
 from hf_tinyformer.data.corpus import DataConfig
 from hf_tinyformer.data.sources import Source
-from hf_tinyformer.data.tokenizer import count_ids, tokenizer_fingerprint
+from hf_tinyformer.data.tokenizer import tokenizer_fingerprint
 from hf_tinyformer.data.tokens import TokenStores
+from hf_tinyformer.first_weights import build_model
 from hf_tinyformer.inference.evaluation import Evaluation
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
 from hf_tinyformer.prepared import holds_inputs, open_text, pin_data, prepare_text, text_dir
@@ -29,7 +29,7 @@ from hf_tinyformer.publishing.card import (
     describe_hardware,
 )
 from hf_tinyformer.publishing.final import write_final
-from hf_tinyformer.run_config import RunConfig, build_model_config, model_keys, to_yaml
+from hf_tinyformer.run_config import RunConfig, model_keys, to_yaml
 from hf_tinyformer.training.checkpoint import load_weights, verify_checkpoint
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.loop import TrainingResult, train
@@ -51,21 +51,6 @@ class RunResult:
     """The folder to load, or `None` if the run was interrupted."""
 
 
-def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> TinyFormerForCausalLM:
-    """Make the run's model with fresh weights, the same for the same seed on every device.
-
-    Args:
-        config: The run.
-        tokenizer: Gives the vocabulary's size and the special tokens' ids.
-
-    Returns:
-        The model, float32, on the CPU.
-    """
-    model_config = build_model_config(config, vocab_size=count_ids(tokenizer), tokenizer=tokenizer)
-    set_seed(config.seed)
-    return TinyFormerForCausalLM(model_config)
-
-
 def _weights(data: DataConfig) -> dict[str, Any]:
     weights = data.weights()
     total = sum(weights.values())
@@ -79,6 +64,7 @@ def _identity(
     model_settings = model.config.to_dict()
     return {
         "seed": config.seed,
+        **({"init_from": config.init_from} if config.init_from else {}),
         "data": {
             "sequence_length": config.data.sequence_length,
             "mask_documents": config.data.mask_documents,
@@ -151,6 +137,16 @@ def _describe_optimizer(train_config: TrainConfig) -> tuple[str, str]:
     return optimizer, f"{schedule}, to {train_config.min_learning_rate_ratio:g} of the peak"
 
 
+def _origin(init_from: str | None) -> dict[str, str]:
+    if init_from is None:
+        return {}
+    folder = Path(init_from)
+    if not folder.exists():
+        return {"begun_from": init_from, "base_model": init_from}
+    folder = folder.resolve()
+    return {"begun_from": folder.parent.name if folder.name == "final" else folder.name}
+
+
 def _card_facts(
     config: RunConfig,
     stores: TokenStores,
@@ -192,6 +188,7 @@ def _card_facts(
         ),
         evaluation=evaluation,
         run_config=to_yaml(config),
+        **_origin(config.init_from),
         sample_prompt=config.train.sample_prompt,
         languages=config.card.languages,
         license=config.card.license,

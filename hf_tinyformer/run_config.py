@@ -11,7 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ from hf_tinyformer.training.config import TrainConfig
 # These follow from the tokenizer or from the class, so a run that set them could contradict itself.
 DERIVED_MODEL_KEYS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "is_causal")
 
+# What another model's weights leave open.
+FREE_MODEL_KEYS = ("attention_dropout", "hidden_dropout")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -45,6 +48,10 @@ class RunConfig:
 
     seed: int = 0
     """Seed of everything random: initialization, batch order, dropout, samples."""
+
+    init_from: str | None = None
+    """Folder or Hub id of a model of ours to go on from: its weights, shape and tokenizer stay.
+    Unset: a new model with random weights."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(builtin="python-stdlib"))
     """Which text is read, and how rows are cut from it."""
@@ -71,7 +78,20 @@ class RunConfig:
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}, but it must be at least 0. Change it.")
         _check_model_keys(self.model)
+        if self.init_from is not None:
+            self._keep_shape_and_tokenizer(self.init_from)
         build_model_config(self, vocab_size=512)
+
+    def _keep_shape_and_tokenizer(self, source: str) -> None:
+        for key, value in self.model.items():
+            if key not in FREE_MODEL_KEYS:
+                raise ConfigError(
+                    f"model.{key} is {value}, but init_from is {source}, whose shape stays. Leave "
+                    f"one of them out; only {' and '.join(FREE_MODEL_KEYS)} may change."
+                )
+        if self.tokenizer.path is None:
+            tokenizer = replace(self.tokenizer, path=source)
+            object.__setattr__(self, "tokenizer", tokenizer)
 
     @property
     def run_dir(self) -> Path:

@@ -22,7 +22,8 @@ BELOW = {
 }
 BELOW["pipeline"] = BELOW["run_config"] | {"run_config"}
 BELOW["prepared"] = BELOW["run_config"] | {"run_config"}
-BELOW["pipeline"] |= {"prepared"}
+BELOW["first_weights"] = BELOW["run_config"] | {"run_config"}
+BELOW["pipeline"] |= {"prepared", "first_weights"}
 BELOW["terminal"] = set()
 BELOW["cli_data"] = BELOW["pipeline"] | {"pipeline", "progress", "terminal"}
 BELOW["cli_formats"] = BELOW["cli_data"]

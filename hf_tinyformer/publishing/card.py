@@ -116,6 +116,12 @@ class CardFacts:
     run_config: str
     """The run's resolved settings, as YAML."""
 
+    begun_from: str | None = None
+    """The model whose weights training began with. None: random weights."""
+
+    base_model: str | None = None
+    """Its id on the Hub, if it has one."""
+
     sample_prompt: str = ""
     """What the sample begins with."""
 
@@ -262,7 +268,8 @@ def _card_data(facts: CardFacts) -> "ModelCardData":
         language=list(facts.languages) or None,
         license=facts.license,
         datasets=list(facts.datasets) or None,
-        tags=TAGS,
+        base_model=facts.base_model,
+        tags=[tag for tag in TAGS if tag != "from-scratch" or facts.begun_from is None],
         metrics=["perplexity"],
         eval_results=results,
     )
@@ -356,6 +363,7 @@ def render_card(
             training=facts.training,
             training_table=_training_table(facts.training),
             glance=_at_a_glance(facts, config, num_parameters),
+            begun_from=scrub(facts.begun_from or ""),
             parameters_in_words=describe_count(num_parameters),
             is_code="code" in facts.languages,
             evaluation=facts.evaluation,
