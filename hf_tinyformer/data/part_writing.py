@@ -3,10 +3,12 @@
 import hashlib
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,9 @@ from hf_tinyformer.data.documents import Document, Skipped
 from hf_tinyformer.data.fast_encoding import DocumentEncoder
 from hf_tinyformer.data.tokens import SPLITS, STORE_LAYOUT
 from hf_tinyformer.errors import ArtifactError, DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,9 @@ _BYTES_AT_ONCE = 4 << 20
 """UTF-8 bytes encoded together: enough to keep every core busy."""
 
 _DOCUMENTS_AT_ONCE = 1 << 16
+
+_BATCHES_AHEAD = 2
+"""Batches read while one is encoded."""
 
 _LARGEST_DOCUMENT = (1 << 31) - (1 << 24)
 """UTF-8 bytes of one document: Arrow counts a batch's tokens in 32 bits."""
@@ -90,11 +98,10 @@ class Counts:
             setattr(self, name, getattr(self, name) + int(other[name]))
 
 
-def store_features(dtype: str) -> Any:
-    """Name and type a store's columns, as `datasets` describes them."""
-    from datasets import Features, List, Value
-
-    return Features({"input_ids": List(Value(dtype)), "num_bytes": Value("int64")})
+def describe_columns(dtype: str) -> dict[str, Any]:
+    """Name and type a store's columns as `datasets` does, which takes a second to import."""
+    ids = {"feature": {"dtype": dtype, "_type": "Value"}, "_type": "List"}
+    return {"input_ids": ids, "num_bytes": {"dtype": "int64", "_type": "Value"}}
 
 
 @dataclass
@@ -133,26 +140,34 @@ class _SplitWriter:
         offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=offsets[1:])
         input_ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
-        table = pa.table({"input_ids": input_ids, "num_bytes": pa.array(num_bytes)})
-        self.writer.write_table(table, writer_batch_size=len(lengths))
+        columns = [input_ids, pa.array(num_bytes)]
+        self.writer.write_batch(pa.record_batch(columns, schema=self._schema()))
         self.files[-1][1] += len(flat)
         self.files[-1][2] += len(lengths)
 
+    def _schema(self) -> "pa.Schema":
+        import pyarrow as pa
+
+        ids = pa.list_(pa.from_numpy_dtype(np.dtype(self.dtype)))
+        described = json.dumps({"info": {"features": describe_columns(self.dtype)}})
+        schema = pa.schema({"input_ids": ids, "num_bytes": pa.int64()})
+        return schema.with_metadata({"huggingface": described})
+
     def _open_next_file(self) -> None:
-        from datasets.arrow_writer import ArrowWriter
+        import pyarrow as pa
 
         if self.writer is not None:
-            self.writer.finalize()
+            self.writer.close()
         name = f"{self.split}-{len(self.files):05d}.arrow"
         self.files.append([name, 0, 0])
-        self.writer = ArrowWriter(features=store_features(self.dtype), path=str(self.folder / name))
+        self.writer = pa.ipc.new_stream(str(self.folder / name), self._schema())
 
     def close(self) -> dict[str, Any]:
         """Finish the files and say what is in them."""
         if self.waiting:
             self._write_batch()
         if self.writer is not None:
-            self.writer.finalize()
+            self.writer.close()
         content = f"{self.content.value:064x}"
         return {**vars(self.counts), "content": content, "files": self.files}
 
@@ -172,16 +187,28 @@ class _Waiting:
 
     def take(self, document: Document) -> bool:
         """Keep a document; tell whether there are enough of them."""
-        size = len(document.text.encode("utf-8"))
+        text = document.text
+        size = len(text) if text.isascii() else len(text.encode("utf-8"))
         if size > _LARGEST_DOCUMENT:
             raise DataError(
                 f"{document.source} is one document of {size:,} bytes, but a document may have "
                 f"{_LARGEST_DOCUMENT:,}. Cut it into several files or records."
             )
-        self.texts.append(document.text)
+        self.texts.append(text)
         self.sizes.append(size)
         self.bytes += size
         return self.bytes >= _BYTES_AT_ONCE or len(self.texts) >= _DOCUMENTS_AT_ONCE
+
+
+def _write_batch(batch: _Waiting, writer: _SplitWriter, encoder: DocumentEncoder) -> int:
+    """Encode some texts and write them; return how many bytes they had."""
+    flat, lengths = encoder.encode(batch.texts)
+    writer.append(flat, lengths, np.array(batch.sizes, dtype=np.int64))
+    unknown = encoder.count_unknown(flat)
+    writer.counts.unknown_tokens += unknown
+    if unknown:
+        writer.counts.hidden_bytes += encoder.count_hidden_bytes(batch.texts)
+    return batch.bytes
 
 
 def _write_part(
@@ -192,32 +219,37 @@ def _write_part(
 ) -> dict[str, Any]:
     writers = {split: _SplitWriter(staging, split, encoder.dtype) for split in SPLITS}
     waiting = {split: _Waiting() for split in SPLITS}
+    running: deque[Future[int]] = deque()
 
-    def encode(split: str) -> None:
-        batch, writer = waiting[split], writers[split]
-        waiting[split] = _Waiting()
-        flat, lengths = encoder.encode(batch.texts)
-        writer.append(flat, lengths, np.array(batch.sizes, dtype=np.int64))
-        unknown = encoder.count_unknown(flat)
-        writer.counts.unknown_tokens += unknown
-        if unknown:
-            writer.counts.hidden_bytes += encoder.count_hidden_bytes(batch.texts)
-        if on_bytes is not None:
-            on_bytes(batch.bytes)
+    def collect(most: int) -> None:
+        while len(running) > most:
+            num_bytes = running.popleft().result()
+            if on_bytes is not None:
+                on_bytes(num_bytes)
 
-    try:
-        for split, document in documents:
-            if not document.text:
-                writers[split].counts.empty_documents += 1
-            elif waiting[split].take(document):
-                encode(split)
-        for split in SPLITS:
-            if waiting[split].texts:
-                encode(split)
-    except BaseException:
-        for writer in writers.values():
-            writer.abandon()
-        raise
+    # One thread reads and one encodes, in order; most of the encoding leaves the interpreter free.
+    with ThreadPoolExecutor(1) as pool:
+
+        def encode(split: str) -> None:
+            batch, waiting[split] = waiting[split], _Waiting()
+            running.append(pool.submit(_write_batch, batch, writers[split], encoder))
+            collect(_BATCHES_AHEAD)
+
+        try:
+            for split, document in documents:
+                if not document.text:
+                    writers[split].counts.empty_documents += 1
+                elif waiting[split].take(document):
+                    encode(split)
+            for split in SPLITS:
+                if waiting[split].texts:
+                    encode(split)
+            collect(0)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            for writer in writers.values():
+                writer.abandon()
+            raise
     return {split: writer.close() for split, writer in writers.items()}
 
 

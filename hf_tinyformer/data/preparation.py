@@ -24,9 +24,9 @@ from hf_tinyformer.data.part_writing import (
     Content,
     Counts,
     Read,
+    describe_columns,
     encode_part,
     partial_folder,
-    store_features,
 )
 from hf_tinyformer.data.tokens import SPLITS, STORE_LAYOUT
 from hf_tinyformer.errors import DataError
@@ -74,11 +74,12 @@ def _add_sources(
 
 def _describe_split(folder: Path, split: Mapping[str, Any], dtype: str) -> None:
     """Write what `datasets.load_from_disk` looks for."""
-    from datasets import DatasetInfo
-
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    DatasetInfo(features=store_features(dtype)).write_to_directory(str(folder))
+    information = {"description": "", "features": describe_columns(dtype)}
+    (folder / "dataset_info.json").write_text(
+        json.dumps(information, indent=2) + "\n", encoding="utf-8"
+    )
     state: dict[str, Any] = {
         "_data_files": [{"filename": f"../{name}"} for name, _, _ in split["files"]],
         "_fingerprint": split["content"][:16],
