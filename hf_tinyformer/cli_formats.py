@@ -15,7 +15,17 @@ class Format(enum.StrEnum):
     """What a model can be written as."""
 
     NATIVE = "native"
+    GGUF = "gguf"
     ONNX = "onnx"
+
+
+class Storage(enum.StrEnum):
+    """What the matrices of a GGUF file are stored in."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
 
 
 def _say_how_close(sentence: str, record: Mapping[str, Any]) -> None:
@@ -28,7 +38,13 @@ def _say_how_close(sentence: str, record: Mapping[str, Any]) -> None:
 def export_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a model, runs/demo/final.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; an older one is replaced.")],
-    to: Annotated[Format, typer.Option(help="A class of transformers itself (native), or ONNX.")],
+    to: Annotated[
+        Format,
+        typer.Option(help="A class of transformers itself, llama.cpp's format, or onnxruntime's."),
+    ],
+    dtype: Annotated[
+        Storage, typer.Option(help="For gguf: what weights are stored in; q8_0 is a byte each.")
+    ] = Storage.F16,
 ) -> None:
     """Write a model for other programs, once it has given the same logits there."""
     transformers_logging.disable_progress_bar()
@@ -36,6 +52,10 @@ def export_checkpoint(
         from hf_tinyformer.publishing.native import export_native
 
         record = export_native(checkpoint, out)
+    elif to is Format.GGUF:
+        from hf_tinyformer.publishing.gguf import export_gguf
+
+        record = export_gguf(checkpoint, out, dtype=dtype.value)
     else:
         from hf_tinyformer.publishing.onnx import export_onnx
 
