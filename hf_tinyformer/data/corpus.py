@@ -8,6 +8,7 @@ read in their order they are the corpus.
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -241,11 +242,6 @@ def _refuse(config: DataConfig, on_skip: Callable[[Skipped], None] | None) -> Re
     return skip
 
 
-def _falls_into_validation(text: str, fraction: float) -> bool:
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
-
-
 def _cut(document: Document, place: int) -> tuple[Document, Document]:
     head, rest = document.text[:place], document.text[place:]
     path, _, line = document.source.rpartition(":")
@@ -342,10 +338,15 @@ def read_part(
     Raises:
         DataError: If something in the part cannot be used; names file, line and byte.
     """
-    dropped = read_drop_list(Path(config.drop)) if config.drop is not None else None
-    for split, document in _read_and_split(config, part, on_skip):
-        if dropped is None or not dropped.drops(document, split=split, source=part.source):
-            yield split, document
+    documents = _read_and_split(config, part, on_skip)
+    if config.drop is None:
+        return documents
+    dropped = read_drop_list(Path(config.drop))
+    return (
+        (split, document)
+        for split, document in documents
+        if not dropped.drops(document, split=split, source=part.source)
+    )
 
 
 def _read_and_split(
@@ -359,8 +360,11 @@ def _read_and_split(
     elif "train_characters" in part.description:
         yield from _split_at(documents, part.description["train_characters"])
     else:
+        # As bytes: this loop runs for every document, and numbers would take half its time.
+        below = math.ceil(config.validation_fraction * 2**64).to_bytes(8, "big")
+        blake2b = hashlib.blake2b
         for document in documents:
-            held_out = _falls_into_validation(document.text, config.validation_fraction)
+            held_out = blake2b(document.text.encode(), digest_size=8).digest() < below
             yield "validation" if held_out else "train", document
 
 
