@@ -45,7 +45,8 @@ def show(
     text: Annotated[str, typer.Argument(help="Text to cut.")],
 ) -> None:
     """Show how a tokenizer cuts a text, and whether the pieces give the text back."""
-    from hf_tinyformer.data.tokenizer import encode_documents, show_tokens
+    from hf_tinyformer.data.tokenizer import encode_documents
+    from hf_tinyformer.data.tokenizer_report import show_tokens
     from hf_tinyformer.inference.loading import load_tokenizer_of
 
     tokenizer = load_tokenizer_of(folder)

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_tinyformer.data.corpus import DataConfig
 from hf_tinyformer.data.sources import WeightedSource
-from hf_tinyformer.data.tokenizer import TokenizerConfig
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
 from hf_tinyformer.publishing.card import CardConfig

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from hf_tinyformer.data.corpus import DataConfig, Document
-from hf_tinyformer.data.tokenizer import TokenizerConfig, train_tokenizer
 from hf_tinyformer.data.preparation import write_token_store
+from hf_tinyformer.data.tokenizer import train_tokenizer
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.data.tokens import open_token_store
 from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
@@ -94,7 +95,9 @@ def build_room(folder: Path) -> Room:
     documents = make_documents(0, 60)
     texts = (document.text for document in documents)
     tokenizer = train_tokenizer(
-        TokenizerConfig(kind="syllable", byte_fallback=False), texts, sequence_length=SEQUENCE_LENGTH
+        TokenizerConfig(kind="syllable", byte_fallback=False),
+        texts,
+        sequence_length=SEQUENCE_LENGTH,
     )
     write_token_store(
         folder / "tokens",

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_tinyformer.data.chat_template import check_chat_template, read_chat_template
-from hf_tinyformer.data.tokenizer import TokenizerConfig, read_tokenizer
+from hf_tinyformer.data.tokenizer import read_tokenizer
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.data.tokenizer_training import PAD_TOKEN
 from hf_tinyformer.errors import ConfigError
 

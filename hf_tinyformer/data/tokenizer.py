@@ -1,4 +1,4 @@
-"""Train, save, load and show tokenizers; the kinds themselves are in tokenizer_training.py.
+"""Train, save, load and use tokenizers; the kinds themselves are in tokenizer_training.py.
 
 A special token is made in two places only: `encode_documents` puts `<s>` and `</s>` around a
 document, and the post-processor inside tokenizer.json puts `<s>` before a prompt. A corpus that
@@ -11,29 +11,26 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from hf_tinyformer.artifacts import fingerprint, read_manifest, write_folder
 from hf_tinyformer.data.chat_template import (
     check_chat_template,
-    list_chat_tokens,
     read_chat_template,
 )
-from hf_tinyformer.data.jamo import decompose_syllables, has_jamo_normalizer, spell_alone
+from hf_tinyformer.data.jamo import decompose_syllables, has_jamo_normalizer
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.data.tokenizer_training import (
     BOS_TOKEN,
     EOS_TOKEN,
-    NUM_BYTES,
     PAD_TOKEN,
     UNK_TOKEN,
-    byte_letters,
     list_special_tokens,
     train_backend,
 )
 from hf_tinyformer.data.training_texts import choose_texts
-from hf_tinyformer.errors import ArtifactError, ConfigError, DataError
+from hf_tinyformer.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,87 +45,6 @@ _LONGEST_SPACE_RUN = 5_000_000
 # Oniguruma, the regex engine of `tokenizers`, gives up (as a panic) after ten million steps back,
 # and the pattern steps back once for each white-space character of a run.
 _SPACE_RUN = re.compile(rf"\s{{{_LONGEST_SPACE_RUN}}}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """How text is cut into tokens."""
-
-    kind: Literal["bpe", "jamo", "syllable", "word", "bytes"] = "bpe"
-    """`bpe`: byte-level byte-pair encoding, lossless on every text. `jamo`: the same over the
-    letters of Korean syllables, which come back composed. `syllable`: one token a character.
-    `word`: one token a word between spaces, `<unk>` for words outside the vocabulary. `bytes`: one
-    token a byte."""
-
-    vocab_size: int = 4096
-    """Tokens at most, special ones included. `bytes` has as many as there are."""
-
-    train_bytes: int = 256_000_000
-    """Bytes of text to learn from at most. Of a larger corpus, documents are chosen evenly."""
-
-    path: str | None = None
-    """Folder or Hub id of an existing tokenizer, used as it is instead of training one."""
-
-    pattern: str = "gpt4"
-    """Where `bpe` and `jamo` may not merge across: `gpt4`, `gpt2`, or a regular expression."""
-
-    digits: int = 3
-    """Digits that `gpt4` keeps together at most; 1 makes every digit a token of its own."""
-
-    space_runs: bool = True
-    """Let `gpt4` keep runs of spaces and line ends together, as in indented code."""
-
-    byte_fallback: bool = True
-    """Spell characters outside the vocabulary of `syllable` by their bytes; otherwise each is
-    `<unk>`."""
-
-    special_tokens: list[str] = field(default_factory=list)
-    """Special tokens of your own, such as those of a chat template."""
-
-    chat_template: str | None = None
-    """How a conversation is written down: `chatml`, a Jinja file, or Jinja text."""
-
-    add_bos_token: bool = True
-    """Begin every document, and every prompt, with `<s>`."""
-
-    add_eos_token: bool = True
-    """End every document with `</s>`. Prompts never get one."""
-
-    def __post_init__(self) -> None:
-        """Reject settings that contradict each other."""
-        special = len(list_special_tokens(self, self.list_extra_tokens()))
-        whole = self.kind in ("bpe", "jamo") or (self.kind == "syllable" and self.byte_fallback)
-        least = special + (NUM_BYTES if whole else 1)
-        if self.path is None and self.kind != "bytes" and self.vocab_size < least:
-            what = f"{NUM_BYTES} bytes" if whole else "one token of the text"
-            raise ConfigError(
-                f"tokenizer.vocab_size is {self.vocab_size}, but {self.kind} needs {least}: "
-                f"{what} and {special} special tokens. Take 1024 or more."
-            )
-        if self.train_bytes < 1:
-            raise ConfigError(
-                f"tokenizer.train_bytes is {self.train_bytes}, but a tokenizer is learned from at "
-                "least 1 byte. Leave it out, or take 256_000_000."
-            )
-        if self.digits < 1:
-            raise ConfigError(
-                f"tokenizer.digits is {self.digits}, but a number has at least 1. Take 1 or 3."
-            )
-        if self.pattern != "gpt4" and (self.digits != 3 or not self.space_runs):
-            raise ConfigError(
-                f"tokenizer.pattern is {self.pattern}, but tokenizer.digits and "
-                "tokenizer.space_runs shape gpt4 only. Leave them out, or take pattern: gpt4."
-            )
-        for token in self.special_tokens:
-            if not token or token != token.strip():
-                raise ConfigError(
-                    f"tokenizer.special_tokens has {token!r}, but a special token must not be "
-                    "empty nor begin or end with white space. Rename it."
-                )
-
-    def list_extra_tokens(self) -> list[str]:
-        """List the special tokens beyond the usual ones: the template's and the user's."""
-        return [*list_chat_tokens(self.chat_template), *self.special_tokens]
 
 
 def check_text(text: str, source: str) -> None:
@@ -442,32 +358,3 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
             "installed transformers or tokenizers reads it differently. Train the tokenizer again."
         )
     return tokenizer
-
-
-def show_tokens(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[tuple[int, str]]:
-    r"""Cut a text as a document's inside and make every piece readable.
-
-    Args:
-        tokenizer: Any fast tokenizer.
-        text: What to cut.
-
-    Returns:
-        Pairs of id and piece. A piece that is a part of a character reads as its bytes, `\xed\x95`,
-        and one that is a part of a Korean syllable as letters that stand alone: 느, ㄴ.
-    """
-    prefix, suffix = document_frame(tokenizer)
-    ids = encode_documents(tokenizer, [text])[0]
-    ids = ids[len(prefix) : len(ids) - len(suffix)]
-    return [(index, show_token(tokenizer, index)) for index in ids]
-
-
-def show_token(tokenizer: "PreTrainedTokenizerFast", index: int) -> str:
-    """Make one token readable, as `show_tokens` does."""
-    piece = tokenizer.backend_tokenizer.decode([index], skip_special_tokens=False)
-    if "\ufffd" in piece:
-        letters, table = tokenizer.convert_ids_to_tokens(index), byte_letters()
-        if re.fullmatch("<0x[0-9A-F]{2}>", letters):
-            return f"\\x{letters[3:5].lower()}"
-        raw = bytes(table[letter] for letter in letters if letter in table)
-        piece = raw.decode("utf-8", errors="backslashreplace") or piece
-    return spell_alone(piece)

@@ -1,5 +1,6 @@
 """What a tokenizer does with text: how it cuts, how far its tokens reach, and what it loses."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +14,8 @@ from hf_tinyformer.data.tokenizer import (
     count_ids,
     document_frame,
     encode_documents,
-    show_token,
 )
+from hf_tinyformer.data.tokenizer_training import byte_letters
 from hf_tinyformer.errors import DataError
 
 if TYPE_CHECKING:
@@ -88,6 +89,35 @@ class TokenizerReport:
     def to_json(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
         return {**asdict(self), "texts_lost": self.texts_lost, **self.rates()}
+
+
+def show_tokens(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[tuple[int, str]]:
+    r"""Cut a text as a document's inside and make every piece readable.
+
+    Args:
+        tokenizer: Any fast tokenizer.
+        text: What to cut.
+
+    Returns:
+        Pairs of id and piece. A piece that is a part of a character reads as its bytes, `\xed\x95`,
+        and one that is a part of a Korean syllable as letters that stand alone: 느, ㄴ.
+    """
+    prefix, suffix = document_frame(tokenizer)
+    ids = encode_documents(tokenizer, [text])[0]
+    ids = ids[len(prefix) : len(ids) - len(suffix)]
+    return [(index, show_token(tokenizer, index)) for index in ids]
+
+
+def show_token(tokenizer: "PreTrainedTokenizerFast", index: int) -> str:
+    """Make one token readable, as `show_tokens` does."""
+    piece = tokenizer.backend_tokenizer.decode([index], skip_special_tokens=False)
+    if "\ufffd" in piece:
+        letters, table = tokenizer.convert_ids_to_tokens(index), byte_letters()
+        if re.fullmatch("<0x[0-9A-F]{2}>", letters):
+            return f"\\x{letters[3:5].lower()}"
+        raw = bytes(table[letter] for letter in letters if letter in table)
+        piece = raw.decode("utf-8", errors="backslashreplace") or piece
+    return spell_alone(piece)
 
 
 def _batched(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -18,7 +18,7 @@ from hf_tinyformer.errors import ConfigError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from hf_tinyformer.data.tokenizer import TokenizerConfig
+    from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 
 logger = logging.getLogger(__name__)
 

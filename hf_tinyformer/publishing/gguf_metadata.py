@@ -7,7 +7,7 @@ the architecture. The file names the way in `tokenizer.ggml.pre`, and that decid
 from pathlib import Path
 from typing import Any
 
-from hf_tinyformer.data.tokenizer import TokenizerConfig
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.data.tokenizer_training import split_pattern
 from hf_tinyformer.errors import ExportError
 

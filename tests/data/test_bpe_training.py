@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from hf_tinyformer.data import bpe_training
 from hf_tinyformer.data.bpe_training import train_bpe
-from hf_tinyformer.data.tokenizer import TokenizerConfig
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.data.tokenizer_training import split_pattern
 
 pytest.importorskip("gigabpe", reason="without it tokenizers trains")

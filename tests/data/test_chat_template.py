@@ -1,11 +1,11 @@
 import pytest
 
 from hf_tinyformer.data.tokenizer import (
-    TokenizerConfig,
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,
 )
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.errors import ConfigError
 
 TURNS = [

@@ -399,7 +399,8 @@ def test_preparing_text_prints_nothing_and_warns_of_nothing_also_when_a_program_
     write("a.txt", "some text\n" * 2000)
     program = (
         "from hf_tinyformer.data.corpus import DataConfig, iterate_documents\n"
-        "from hf_tinyformer.data.tokenizer import TokenizerConfig, train_tokenizer\n"
+        "from hf_tinyformer.data.tokenizer import train_tokenizer\n"
+        "from hf_tinyformer.data.tokenizer_config import TokenizerConfig\n"
         "from hf_tinyformer.data.preparation import write_token_store\n"
         "from hf_tinyformer.data.tokens import open_token_store\n"
         "from pathlib import Path\n"

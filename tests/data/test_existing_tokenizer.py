@@ -6,13 +6,13 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_tinyformer.data.existing_tokenizer import adopt_tokenizer, describe_tokenizer
 from hf_tinyformer.data.tokenizer import (
-    TokenizerConfig,
     count_ids,
     encode_documents,
     load_tokenizer,
     save_tokenizer,
     write_tokenizer_files,
 )
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.model.tokenization_tinyformer import TinyFormerTokenizer
 

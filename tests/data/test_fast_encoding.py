@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hf_tinyformer.data import fast_encoding
 from hf_tinyformer.data.fast_encoding import DocumentEncoder
 from hf_tinyformer.data.tokenizer import (
-    TokenizerConfig,
     encode_documents,
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,
 )
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 
 pytest.importorskip("gigatoken", reason="without it everything is encoded by tokenizers")
 

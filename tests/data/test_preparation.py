@@ -21,7 +21,8 @@ from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.fast_encoding import DocumentEncoder
 from hf_tinyformer.data.part_writing import encode_part
 from hf_tinyformer.data.preparation import prepare_token_store
-from hf_tinyformer.data.tokenizer import TokenizerConfig, encode_documents, train_tokenizer
+from hf_tinyformer.data.tokenizer import encode_documents, train_tokenizer
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.data.tokens import open_token_store
 from hf_tinyformer.errors import DataError
 

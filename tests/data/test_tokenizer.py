@@ -12,7 +12,6 @@ from reference.byte_pair_encoding import PlainBytePairEncoding, learn, spell_by_
 from transformers import AutoTokenizer
 
 from hf_tinyformer.data.tokenizer import (
-    TokenizerConfig,
     check_ids,
     check_text,
     count_hidden_bytes,
@@ -20,11 +19,12 @@ from hf_tinyformer.data.tokenizer import (
     encode_documents,
     load_tokenizer,
     save_tokenizer,
-    show_tokens,
     tokenizer_fingerprint,
     train_tokenizer,
     write_tokenizer_files,
 )
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
+from hf_tinyformer.data.tokenizer_report import show_tokens
 from hf_tinyformer.data.tokenizer_training import split_pattern
 from hf_tinyformer.errors import ArtifactError, ConfigError, DataError
 from hf_tinyformer.model.tokenization_tinyformer import TinyFormerTokenizer, compose_syllables

@@ -1,6 +1,7 @@
 import pytest
 
-from hf_tinyformer.data.tokenizer import TokenizerConfig, train_tokenizer
+from hf_tinyformer.data.tokenizer import train_tokenizer
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.data.tokenizer_report import report_tokenizer
 from hf_tinyformer.errors import DataError
 

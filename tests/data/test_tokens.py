@@ -14,11 +14,11 @@ from hf_tinyformer.data import part_writing
 from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.preparation import write_token_store
 from hf_tinyformer.data.tokenizer import (
-    TokenizerConfig,
     encode_documents,
     tokenizer_fingerprint,
     train_tokenizer,
 )
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.data.tokens import TokenStore, open_token_store
 from hf_tinyformer.errors import ArtifactError, DataError
 

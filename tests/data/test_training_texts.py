@@ -3,7 +3,8 @@ import logging
 import pytest
 
 from hf_tinyformer.data import training_texts
-from hf_tinyformer.data.tokenizer import TokenizerConfig, train_tokenizer
+from hf_tinyformer.data.tokenizer import train_tokenizer
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.data.training_texts import choose_texts
 from hf_tinyformer.errors import ConfigError
 
