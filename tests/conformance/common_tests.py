@@ -75,8 +75,10 @@ def fetch_source_distribution(version: str, cache: Path = CACHE) -> Path:
         return archive
     incoming = cache / f"incoming-{os.getpid()}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    # pip would build the package to learn its name; with the setuptools here that takes seconds.
-    command += ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+    command += ["--no-deps", "--no-binary", ":all:"]
+    if importlib.util.find_spec("setuptools") is not None:
+        # Even to download, pip asks the package's build system for its name; spare it fetching one.
+        command.append("--no-build-isolation")
     command += ["--dest", str(incoming), f"transformers=={version}"]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
@@ -93,6 +95,30 @@ def fetch_source_distribution(version: str, cache: Path = CACHE) -> Path:
     return archive
 
 
+def copy_test_files(archive: Path, root: str, target: Path) -> None:
+    """Copy the files of `tests/` itself out of an archive.
+
+    Args:
+        archive: The source distribution.
+        root: Its one folder.
+        target: Folder for the files.
+
+    Raises:
+        CommonTestsUnavailableError: If one of them is no ordinary file.
+    """
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = PurePosixPath(member.name)
+            if path.parts[:2] != (root, "tests") or len(path.parts) != 3 or path.suffix != ".py":
+                continue
+            if not member.isfile() or member.size > LARGEST_TEST_FILE:
+                raise CommonTestsUnavailableError(
+                    f"{archive.name} holds {member.name}, which is no ordinary file of at most "
+                    f"{LARGEST_TEST_FILE} bytes. Delete the archive; it is fetched again."
+                )
+            (target / path.name).write_bytes(tar.extractfile(member).read())
+
+
 def unpack_tests(archive: Path, version: str, target: Path) -> None:
     """Unpack the test files of a source distribution and nothing else.
 
@@ -107,17 +133,12 @@ def unpack_tests(archive: Path, version: str, target: Path) -> None:
     """
     root = f"transformers-{version}"
     target.mkdir(parents=True)
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            path = PurePosixPath(member.name)
-            if path.parts[:2] != (root, "tests") or len(path.parts) != 3 or path.suffix != ".py":
-                continue
-            if not member.isfile() or member.size > LARGEST_TEST_FILE:
-                raise CommonTestsUnavailableError(
-                    f"{archive.name} holds {member.name}, which is no ordinary file of at most "
-                    f"{LARGEST_TEST_FILE} bytes. Delete the archive; it is fetched again."
-                )
-            (target / path.name).write_bytes(tar.extractfile(member).read())
+    try:
+        copy_test_files(archive, root, target)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise CommonTestsUnavailableError(
+            f"{archive.name} cannot be read ({error}). Delete it; it is fetched again."
+        ) from error
     if not (target / "test_modeling_common.py").exists():
         raise CommonTestsUnavailableError(
             f"{archive.name} holds no {root}/tests/test_modeling_common.py, so it is not the "

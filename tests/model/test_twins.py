@@ -1,24 +1,15 @@
-"""Stock architectures with our weights copied in give our logits."""
+"""Stock architectures with our weights copied in give our logits.
+
+Settings and weights are renamed by the table of native twins; that table's own tests are in
+tests/publishing/test_twins.py.
+"""
 
 import pytest
 import torch
 from tiny_models import random_tokens, tiny_model
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Starcoder2Config,
-    Starcoder2ForCausalLM,
-)
+from transformers import BloomConfig, BloomForCausalLM
 
-from hf_tinyformer.model.positions import sinusoidal_positions
+from hf_tinyformer.publishing.twins import to_native
 
 CLASSIC = {
     "norm_type": "layernorm",
@@ -62,135 +53,26 @@ def assert_same_logits(model, twin, **inputs):
     torch.testing.assert_close(ours, theirs, atol=1e-5 * ours.abs().max().item(), rtol=1e-5)
 
 
-def rope_settings(model):
-    config = model.config
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rope_parameters": config.rope_parameters,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama", {"use_qk_norm": False}),
+        ("llama", {"use_qk_norm": False, "tie_word_embeddings": False}),
+        ("qwen3", {}),
+        ("starcoder2", CLASSIC | {"num_key_value_heads": 2}),
+        ("gpt2", CLASSIC | {"position_embedding_type": "learned"}),
+        ("gpt2", CLASSIC | {"position_embedding_type": "sinusoidal"}),
+        ("opt", CLASSIC | {"position_embedding_type": "learned", "norm_placement": "post"}),
+        ("opt", CLASSIC | {"position_embedding_type": "sinusoidal", "norm_placement": "post"}),
+    ],
+)
+def test_a_stock_architecture_gives_our_logits(name, settings):
+    model = scattered(**settings)
 
+    twin = to_native(model)
 
-@pytest.mark.parametrize("tie", [True, False])
-def test_llama(tie):
-    model = scattered(use_qk_norm=False, tie_word_embeddings=tie)
-    twin = LlamaForCausalLM(
-        LlamaConfig(**rope_settings(model), rms_norm_eps=1e-6, tie_word_embeddings=tie)
-    )
-    twin.load_state_dict(renamed(model, BLOCK))
-
-    assert_same_logits(model, twin)
-
-
-def test_qwen3():
-    model = scattered()
-    twin = Qwen3ForCausalLM(
-        Qwen3Config(**rope_settings(model), rms_norm_eps=1e-6, tie_word_embeddings=True)
-    )
-    twin.load_state_dict(renamed(model, BLOCK))
-
-    assert_same_logits(model, twin)
-
-
-def test_starcoder2():
-    model = scattered(**CLASSIC | {"num_key_value_heads": 2})
-    twin = Starcoder2ForCausalLM(
-        Starcoder2Config(
-            **rope_settings(model),
-            norm_epsilon=1e-5,
-            use_bias=True,
-            residual_dropout=0.0,
-            embedding_dropout=0.0,
-            tie_word_embeddings=True,
-        )
-    )
-    twin.load_state_dict(renamed(model, BLOCK | {"up_proj": "c_fc", "down_proj": "c_proj"}))
-
-    assert_same_logits(model, twin)
-
-
-@pytest.mark.parametrize("scheme", ["learned", "sinusoidal"])
-def test_gpt2(scheme):
-    model = scattered(**CLASSIC, position_embedding_type=scheme)
-    twin = GPT2LMHeadModel(
-        GPT2Config(vocab_size=40, n_positions=64, n_embd=32, n_layer=2, n_head=4, pad_token_id=0)
-    )
-    names = {
-        "model.embed_tokens": "transformer.wte",
-        "model.embeddings.positions": "transformer.wpe",
-        "model.layers": "transformer.h",
-        "model.norm": "transformer.ln_f",
-        "attention_norm": "ln_1",
-        "mlp_norm": "ln_2",
-        "self_attn.o_proj": "attn.c_proj",
-        "mlp.up_proj": "mlp.c_fc",
-        "mlp.down_proj": "mlp.c_proj",
-    }
-    weights = renamed(model, names)
-    if scheme == "sinusoidal":
-        weights["transformer.wpe.weight"] = sinusoidal_positions(torch.arange(64), 32)
-    for name in list(weights):
-        if ".q_proj." in name:
-            parts = [
-                weights.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")
-            ]
-            weights[name.replace("self_attn.q_proj", "attn.c_attn")] = torch.cat(parts)
-    # GPT-2's layers are transposed.
-    weights = {
-        name: tensor.T if ".h." in name and tensor.dim() == 2 else tensor
-        for name, tensor in weights.items()
-    }
-    twin.load_state_dict(weights)
-
-    assert_same_logits(model, twin)
-
-
-@pytest.mark.parametrize("scheme", ["learned", "sinusoidal"])
-def test_opt_with_the_norms_after(scheme):
-    model = scattered(**CLASSIC, position_embedding_type=scheme, norm_placement="post")
-    twin = OPTForCausalLM(
-        OPTConfig(
-            vocab_size=40,
-            hidden_size=32,
-            word_embed_proj_dim=32,
-            ffn_dim=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-            do_layer_norm_before=False,
-            activation_function="gelu_pytorch_tanh",
-            dropout=0.0,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
-    weights = renamed(
-        model,
-        {
-            "model.": "model.decoder.",
-            "embeddings.positions": "embed_positions",
-            "o_proj": "out_proj",
-            "mlp.up_proj": "fc1",
-            "mlp.down_proj": "fc2",
-            "attention_norm": "self_attn_layer_norm",
-            "mlp_norm": "final_layer_norm",
-        },
-    )
-    name = "model.decoder.embed_positions.weight"
-    table = weights[name] if scheme == "learned" else sinusoidal_positions(torch.arange(64), 32)
-    weights[name] = torch.nn.functional.pad(table, (0, 0, 2, 0))  # OPT's table begins at 2
-    twin.load_state_dict(weights)
-
+    assert twin.config.model_type == name
+    # OPT takes its positions from the mask.
     assert_same_logits(model, twin, attention_mask=torch.ones(2, 20, dtype=torch.long))
 
 
