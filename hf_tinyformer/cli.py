@@ -256,7 +256,10 @@ def demo(
     from hf_tinyformer.inference.demo import build_page, serve_page
 
     model, tokenizer = _load_checkpoint(checkpoint, device)
-    page = build_page(model, tokenizer, name=Path(checkpoint).resolve().parent.name or checkpoint)
+    folder = Path(checkpoint).resolve()
+    page = build_page(
+        model, tokenizer, name=folder.parent.name if folder.name == "final" else folder.name
+    )
     address = serve_page(page, host=host, port=port, block=False)
     _say(f"{checkpoint} is at {address}. Ctrl-C ends it.")
     page.block_thread()
@@ -266,6 +269,13 @@ def demo(
 def info(
     source: Annotated[str, typer.Argument(help="YAML file of a run, or folder of a model.")],
     overrides: OverridesArgument = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Show too what a step costs each of so many GPUs (YAML only)."),
+    ] = None,
+    fp32: Annotated[
+        bool, typer.Option("--fp32", help="... computed in float32, not bf16.")
+    ] = False,
 ) -> None:
     """Show a model's parameters by part, its FLOPs per token and its memory."""
     from hf_tinyformer.inference.sizes import measure_sizes, read_model_config
@@ -276,10 +286,29 @@ def info(
         model_config = build_model_config(run_config, vocab_size=run_config.tokenizer.vocab_size)
     else:
         model_config = read_model_config(source)
+        if processes is not None:
+            raise ConfigError(
+                f"--processes is {processes}, but what a step costs follows from a run's settings, "
+                f"and {source} is no YAML file. Name the run's, such as configs/demo.yaml."
+            )
     table = Table("", "", title=Text(source))
     for label, value in measure_sizes(model_config).rows():
         table.add_row(label, Text(value, justify="right"))
     console.print(table)
+    if processes is not None:
+        from hf_tinyformer.training.costs import compare_sharing
+
+        ddp, fsdp2 = compare_sharing(
+            model_config,
+            run_config.train,
+            length=run_config.data.sequence_length,
+            processes=processes,
+            bf16=not fp32,
+        )
+        table = Table(f"a step on each of {processes}", "DDP", "FSDP2")
+        for (label, one), (_, other) in zip(ddp.rows(), fsdp2.rows(), strict=True):
+            table.add_row(label, Text(one, justify="right"), Text(other, justify="right"))
+        console.print(table)
 
 
 @app.command()

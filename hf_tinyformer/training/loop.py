@@ -159,6 +159,7 @@ class _Run:
             "parameters": parameters,
             "device": self.processes.device.type,
             "processes": self.processes.count,
+            **({"weights": self.processes.sharing} if self.processes.count > 1 else {}),
             "precision": name_precision(self.accelerator),
             "optimizer": self.config.optimizer,
             "tokens_per_step": self.tokens_per_step,

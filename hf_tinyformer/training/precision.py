@@ -6,7 +6,11 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+)
 
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.training.config import TrainConfig
@@ -78,11 +82,31 @@ def build_accelerator(config: TrainConfig, *, cpu: bool = False) -> Accelerator:
     # The device comes first: `auto` depends on it.
     device = PartialState(cpu=cpu).device
     precision = choose_precision(config.mixed_precision, device)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
+    if accelerator.distributed_type == DistributedType.MULTI_CPU:
+        _shard_if_asked(accelerator)
+    return accelerator
+
+
+def _shard_if_asked(accelerator: Accelerator) -> None:
+    """Turn FSDP2 on for CPU processes that were launched with it.
+
+    Accelerate reads the launcher's wish, but grants it to processes with GPUs only, and trains the
+    others by DDP without a word (accelerate 1.15, `AcceleratorState`). FSDP2 itself runs on gloo.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return
+    plugin = FullyShardedDataParallelPlugin()
+    if accelerator.mixed_precision != "no":
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+    accelerator.state.fsdp_plugin = plugin
+    accelerator.state.distributed_type = DistributedType.FSDP
+    # The state copies this one's value whenever it is looked up anew.
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 def name_precision(accelerator: Accelerator) -> Literal["fp32", "bf16", "fp16"]:

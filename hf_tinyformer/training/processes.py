@@ -33,6 +33,11 @@ class Processes:
         self.is_main: bool = accelerator.is_main_process
         self.shards_model: bool = kind == DistributedType.FSDP
 
+    @property
+    def sharing(self) -> str:
+        """How the weights lie, in words."""
+        return "shared out (FSDP2)" if self.shards_model else "whole on each process (DDP)"
+
     def sum(self, values: Sequence[float | torch.Tensor]) -> list[float]:
         """Add up numbers over all processes, in one message.
 

@@ -1,6 +1,6 @@
 """Prepare a store as a datatrove task on some machine would, in a process that may be killed.
 
-Words: folder of texts, folder to write into, executor, workers, and the executor's options as JSON.
+Words: folder of texts, folder to write into, executor, and the executor's options as JSON.
 """
 
 import json
@@ -28,6 +28,7 @@ def plan_job(texts: Path, folder: Path) -> StoreJob:
 
 
 if __name__ == "__main__":
-    texts, folder, executor, workers, options = sys.argv[1:]
+    texts, folder, executor, options = sys.argv[1:]
     job = plan_job(Path(texts), Path(folder))
-    build_executor(executor, job, workers=int(workers), options=json.loads(options)).run()
+    # Two tasks of several parts each: starting Python is the slow part here.
+    build_executor(executor, job, workers=2, tasks=2, options=json.loads(options)).run()

@@ -15,7 +15,8 @@ from data.prepare_by_executor import plan_job
 from hf_tinyformer.data import parts
 from hf_tinyformer.data.distributed_preparation import build_executor
 from hf_tinyformer.data.store_job import StoreJob, run_job
-from hf_tinyformer.data.tokenizer import TokenizerConfig, save_tokenizer, train_tokenizer
+from hf_tinyformer.data.tokenizer import save_tokenizer, train_tokenizer
+from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.data.tokens import open_token_store
 from hf_tinyformer.errors import ConfigError, DataError
 
@@ -36,23 +37,7 @@ def hash_files(folder: Path) -> dict[str, str]:
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
     drawn = random.Random(0)
-    words = [
-        "하나",
-        "둘",
-        "셋",
-        "넷",
-        "red",
-        "blue",
-        "green",
-        "ship",
-        "sea",
-        "sky",
-        "sun",
-        "sand",
-        "1",
-        "22",
-        "333",
-    ]
+    words = ["하나", "둘", "셋", "red", "blue", "green", "ship", "sea", "sky", "1", "22", "333"]
     for number in range(24):
         lines = [
             json.dumps({"text": " ".join(drawn.choices(words, k=drawn.randint(5, 80)))})
@@ -107,7 +92,7 @@ def job(texts: Path, folder: Path) -> StoreJob:
 
 
 def start(texts: Path, folder: Path, executor: str, **options: object) -> subprocess.Popen[bytes]:
-    words = [str(texts), str(folder), executor, "2", json.dumps(options)]
+    words = [str(texts), str(folder), executor, json.dumps(options)]
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *words],
         stdout=subprocess.PIPE,
