@@ -9,12 +9,12 @@ Ids lie end to end in one array; there are no Python lists of numbers on the way
 
 import importlib.metadata
 import itertools
-import json
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from hf_tinyformer.data.character_check import CharacterCheck
@@ -87,7 +87,7 @@ def _load_fast(rules: dict[str, Any]) -> Any:
     # Letters that spell a special token are letters in a document.
     rules["added_tokens"] = []
     try:
-        return gigatoken.Tokenizer.from_json(json.dumps(rules))
+        return gigatoken.Tokenizer.from_json(orjson.dumps(rules))
     except (ValueError, RuntimeError) as error:
         logger.debug("gigatoken does not take this tokenizer: %s", error)
         return None
@@ -134,7 +134,7 @@ class DocumentEncoder:
         self.vocab_size = count_ids(tokenizer)
         self.dtype = "uint16" if self.vocab_size <= 1 << 16 else "uint32"
         self.distrusted: set[str] = set()
-        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        rules = orjson.loads(tokenizer.backend_tokenizer.to_str())
         self._is_jamo = has_jamo_normalizer(tokenizer.backend_tokenizer)
         if self._is_jamo:
             rules["normalizer"] = None  # done before, by `decompose_syllables`
@@ -189,6 +189,8 @@ class DocumentEncoder:
         (fast, fast_lengths), (slow, slow_lengths) = (
             encode(texts) for encode in (self._encode_fast, self._encode_slowly)
         )
+        if np.array_equal(fast_lengths, slow_lengths) and np.array_equal(fast, slow):
+            return [True] * len(texts)
         pairs = zip(
             np.split(fast, np.cumsum(fast_lengths)[:-1]),
             np.split(slow, np.cumsum(slow_lengths)[:-1]),
