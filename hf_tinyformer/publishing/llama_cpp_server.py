@@ -4,12 +4,11 @@ llama.cpp ends its whole process when a file makes no sense to it, and brings th
 it gets a process of its own. Nothing of hf_tinyformer is imported here.
 """
 
+import http.client
 import json
 import os
 import secrets
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +39,26 @@ def _start(model: str, context: int) -> Any:
     return xllamacpp.Server(params)
 
 
-def _post(server: Any, path: str, question: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(
-        server.listening_address + path,
-        json.dumps(question).encode(),
-        {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
-    )
+def _post(
+    server: http.client.HTTPConnection, path: str, question: dict[str, Any]
+) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     try:
-        with urllib.request.urlopen(request) as response:
-            return dict(json.load(response))
-    except urllib.error.HTTPError as error:
-        raise RuntimeError(error.read().decode("utf-8", "replace")) from None
+        server.request("POST", path, json.dumps(question), headers)
+        response = server.getresponse()
+    except ConnectionError:  # it closes a connection that was silent for some seconds
+        server.close()
+        server.request("POST", path, json.dumps(question), headers)
+        response = server.getresponse()
+    body = response.read().decode("utf-8", "replace")
+    if response.status != http.client.OK:
+        raise RuntimeError(body)
+    return dict(json.loads(body))
 
 
-def _score(server: Any, row: list[int], vocab_size: int, letter: int) -> np.ndarray:
+def _score(
+    server: http.client.HTTPConnection, row: list[int], vocab_size: int, letter: int
+) -> np.ndarray:
     question = {
         "prompt": row,
         "n_predict": 1,
@@ -78,7 +83,8 @@ def main(question_path: str, answer_path: str) -> None:
         answer_path: Where the answers go.
     """
     question = json.loads(Path(question_path).read_text(encoding="utf-8"))
-    server = _start(question["model"], question["context"])
+    running = _start(question["model"], question["context"])
+    server = http.client.HTTPConnection(running.listening_address.removeprefix("http://"))
     answers = {}
     for index, text in enumerate(question["texts"]):
         cut = _post(server, "/tokenize", {"content": text, "add_special": True})
