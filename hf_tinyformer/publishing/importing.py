@@ -22,7 +22,12 @@ from hf_tinyformer.errors import ArtifactError, ExportError
 from hf_tinyformer.publishing.card import describe_architecture
 from hf_tinyformer.publishing.extras import require_libraries
 from hf_tinyformer.publishing.final import verify_final, write_model_files
-from hf_tinyformer.publishing.gguf_metadata import mend_gguf_tokenizer, read_gguf_metadata
+from hf_tinyformer.publishing.gguf_metadata import (
+    GgufFile,
+    read_gguf,
+    read_gguf_tokenizer,
+    read_stock_config,
+)
 from hf_tinyformer.publishing.native import compare_models
 from hf_tinyformer.publishing.twins import from_native, our_config
 
@@ -108,38 +113,41 @@ def _one_line(source: str) -> Iterator[None]:
         ) from None
 
 
-def _load_tokenizer(source: _Source, metadata: dict[str, Any]) -> Any:
+def _load_tokenizer(source: _Source, gguf: GgufFile | None) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(source.place, trust_remote_code=False, **source.words)
+    tokenizer = read_gguf_tokenizer(gguf) if gguf is not None else None
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.place, trust_remote_code=False, **source.words
+        )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ExportError(
             f"{source.place} has a {type(tokenizer).__name__}, but only a tokenizer that fits into "
             "one tokenizer.json can be read exactly. Convert it to a fast tokenizer first."
         )
-    mend_gguf_tokenizer(tokenizer, metadata)
     # What our trainer puts around a document; a checkpoint from elsewhere does not say.
     begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     tokenizer.init_kwargs.setdefault("documents_begin_with_bos", begins)
     return tokenizer
 
 
-def _words_for_weights(source: _Source) -> dict[str, Any]:
-    if source.gguf_file is None:
+def _words_for_weights(source: _Source, gguf: GgufFile | None) -> dict[str, Any]:
+    if gguf is None:
         return {**source.words, "dtype": "auto"}
     import transformers
 
     # What the blocks of a GGUF file stand for is float32. Newer versions could also leave them be.
-    words = {**source.words, "dtype": torch.float32}
+    words = {**source.words, "config": read_stock_config(gguf), "dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):
         words["quantization_config"] = transformers.GgufConfig(dequantize=True)
     return words
 
 
-def _load_stock(source: _Source) -> Any:
+def _load_stock(source: _Source, gguf: GgufFile | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if source.gguf_file is None:
+    if gguf is None:
         config = AutoConfig.from_pretrained(source.place, trust_remote_code=False, **source.words)
         if config.model_type == "tinyformer":
             raise ExportError(f"{source.place} is one of ours already. Use it as it is.")
@@ -149,7 +157,7 @@ def _load_stock(source: _Source) -> Any:
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
-        **_words_for_weights(source),
+        **_words_for_weights(source, gguf),
     )
     lost = [str(name) for names in report.values() for name in names]
     if lost:
@@ -157,14 +165,16 @@ def _load_stock(source: _Source) -> Any:
             f"{source.place} has {len(lost)} weights too few or too many for its configuration, "
             f"{lost[0]} among them. Take both from the same model."
         )
-    if source.gguf_file is not None and hasattr(model.config, "quantization_config"):
+    if gguf is not None and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain now
     return model.eval()
 
 
-def _card_data(source: _Source, metadata: dict[str, Any]) -> dict[str, Any]:
+def _card_data(source: _Source, gguf: GgufFile | None) -> dict[str, Any]:
     """Keep of the source's card what is as true of the import."""
     from huggingface_hub import ModelCard
+
+    said = gguf.fields if gguf is not None else {}
 
     card = None if source.gguf_file else source.file("README.md")
     known = ModelCard.load(card).data.to_dict() if card else {}
@@ -172,8 +182,8 @@ def _card_data(source: _Source, metadata: dict[str, Any]) -> dict[str, Any]:
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["tinyformer"],
-        "license": known.get("license", metadata.get("general.license")),
-        "language": known.get("language", metadata.get("general.languages")),
+        "license": known.get("license", said.get("general.license")),
+        "language": known.get("language", said.get("general.languages")),
         "datasets": known.get("datasets"),
         "base_model": source.hub_id or known.get("base_model"),
     }
@@ -251,9 +261,9 @@ def import_checkpoint(source: str, out: Path, *, revision: str | None = None) ->
     """
     place = _locate(source, revision)
     with _one_line(source):
-        metadata = read_gguf_metadata(Path(place.place, place.gguf_file)) if place.gguf_file else {}
-        stock = _load_stock(place)
-        tokenizer = _load_tokenizer(place, metadata)
+        gguf = read_gguf(Path(place.place, place.gguf_file)) if place.gguf_file else None
+        stock = _load_stock(place, gguf)
+        tokenizer = _load_tokenizer(place, gguf)
     model = from_native(stock)
     if len(tokenizer) > model.config.vocab_size:
         raise ArtifactError(
@@ -272,7 +282,7 @@ def import_checkpoint(source: str, out: Path, *, revision: str | None = None) ->
         _write_generation_config(place, stock, staging)
         text = json.dumps(record, indent=2) + "\n"
         (staging / "import.json").write_text(text, encoding="utf-8")
-        card = _render_card(place, model, record, _card_data(place, metadata))
+        card = _render_card(place, model, record, _card_data(place, gguf))
         (staging / "README.md").write_text(card, encoding="utf-8")
         verify_final(staging, model, tokenizer)
     return record

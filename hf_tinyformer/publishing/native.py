@@ -156,6 +156,25 @@ In float32 its logits differ from the original's by {largest_difference:.2g} at 
 text is the same."""
 
 
+def _add_older_names(folder: Path) -> None:
+    """Say the rotary angles in the words of transformers 4 too, which other programs still read.
+
+    They would pass over `rope_parameters` without a word, and turn by other angles.
+    """
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    rope = settings.get("rope_parameters")
+    if not rope:
+        return
+    rest = {key: value for key, value in rope.items() if key != "rope_theta"}
+    settings["rope_theta"] = rope["rope_theta"]
+    if "partial_rotary_factor" in rest:
+        settings["partial_rotary_factor"] = rest.pop("partial_rotary_factor")
+    settings["rope_scaling"] = rest if rest["rope_type"] != "default" else None
+    text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
 def _write_card(
     checkpoint: Path, folder: Path, record: Mapping[str, Any], notes: list[str]
 ) -> None:
@@ -231,6 +250,7 @@ def export_native(checkpoint: Path, out: Path) -> dict[str, Any]:
             shutil.copyfile(generation, staging / generation.name)
         notes = [_write_plain_tokenizer(tokenizer, staging), _note_on_context(model.config, twin)]
         scrub_settings(staging)
+        _add_older_names(staging)
         record |= _prove(staging, model, tokenizer)
         record["versions"] = {name: version(name) for name in ("torch", "transformers")}
         text = json.dumps(record, indent=2) + "\n"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 
 import pytest
 import torch
@@ -88,6 +89,33 @@ def test_tokenizer_and_generation_settings_go_along(tmp_path, tiny_tokenizer):
     assert out(text)["input_ids"] == tiny_tokenizer(text)["input_ids"]
     assert out.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi"
     assert (generation.eos_token_id, generation.temperature) == ([1, 2], 0.7)
+
+
+def test_programs_of_transformers_4_find_the_rotary_angles(tmp_path, tiny_tokenizer):
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
+    source = write(tmp_path / "tiny", tiny_tokenizer, rope_parameters=rope)
+
+    export_native(source, tmp_path / "native")
+
+    config = json.loads((tmp_path / "native" / "config.json").read_text())
+    assert config["rope_theta"] == 500.0
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert load(tmp_path / "native").config.rope_parameters == rope
+
+
+def test_letters_of_hangul_need_no_code_to_be_read_back(tmp_path):
+    jamo = train_tiny_tokenizer(kind="jamo")
+    source = write(tmp_path / "tiny", jamo)
+
+    export_native(source, tmp_path / "native")
+
+    plain = AutoTokenizer.from_pretrained(tmp_path / "native", trust_remote_code=False)
+    text = "모든 국민은 법 앞에 평등하다."
+    ids = plain(text, add_special_tokens=False)["input_ids"]
+    assert ids == jamo(text, add_special_tokens=False)["input_ids"]
+    assert unicodedata.normalize("NFC", plain.decode(ids)) == text
+    assert 'unicodedata.normalize("NFC", text)' in (tmp_path / "native/README.md").read_text()
+    assert not list((tmp_path / "native").glob("*.py"))
 
 
 def test_half_precision_is_kept(tmp_path, tiny_tokenizer):
