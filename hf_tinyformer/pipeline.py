@@ -53,8 +53,9 @@ class RunResult:
 
 def _weights(data: DataConfig) -> dict[str, Any]:
     weights = data.weights()
-    total = sum(weights.values())
-    return {"weights": {k: v / total for k, v in weights.items()}} if len(weights) > 1 else {}
+    if len(weights) == 1:
+        return {}
+    return {"sources": {name: {"weight": weight} for name, weight in weights.items()}}
 
 
 def _identity(
@@ -87,9 +88,9 @@ def _describe_corpus(config: RunConfig) -> str:
     if not data.sources:
         return _describe_source(data, data.prepared)
     total = sum(data.weights().values())
-    return "; ".join(
-        f"{source.weight / total:.1%} of the rows {name}: {_describe_source(source, None)}"
-        for name, source in data.sources.items()
+    return ", ".join(
+        f"{_describe_source(source, None)} ({source.weight / total:.1%} of the rows)"
+        for source in data.sources.values()
     )
 
 
