@@ -9,6 +9,8 @@ was written is read back three times, each by other code, before the folder gets
    cuts of texts, and in float32 the greedy text.
 """
 
+import contextlib
+import io
 import json
 import logging
 import re
@@ -40,7 +42,7 @@ from hf_tinyformer.publishing.parity import (
     allow_fraction,
     compute_logits,
     generate_greedily,
-    sample_rows,
+    probe_rows,
 )
 from hf_tinyformer.publishing.twins import find_twin, to_native
 
@@ -75,9 +77,15 @@ class _Export:
     dtype: str
     layout: Layout
     native: Any
+    """The twin, with the weights that the file holds."""
+
     tokenizer: Any
     mlp_type: str
-    changed_by_rounding: float
+    rows: list[list[int]]
+    """Tokens to compare on."""
+
+    changed: float
+    """How far rounding the weights moved the logits."""
 
 
 def _compare_tensors(
@@ -114,17 +122,18 @@ def _compare_tensors(
     return stored
 
 
-def _compare_reader(export: _Export, rows: list[list[int]]) -> dict[str, Any]:
-    """Compare with what transformers makes of the file; `export.native` has the stored weights."""
-    expected = [compute_logits(export.native, row) for row in rows]
+def _compare_reader(export: _Export) -> dict[str, Any]:
+    """Compare with what transformers makes of the file."""
+    expected = [compute_logits(export.native, row) for row in export.rows]
     parity = Parity(tolerance=allow_fraction(expected, READER_TOLERANCE))
-    model = type(export.native).from_pretrained(
-        export.path.parent,
-        gguf_file=export.path.name,
-        config=export.native.config,
-        dtype=torch.float32,
-    )
-    for row, logits in zip(rows, expected, strict=True):
+    with contextlib.redirect_stderr(io.StringIO()):  # a bar that nothing switches off
+        model = type(export.native).from_pretrained(
+            export.path.parent,
+            gguf_file=export.path.name,
+            config=export.native.config,
+            dtype=torch.float32,
+        )
+    for row, logits in zip(export.rows, expected, strict=True):
         parity.compare(logits, compute_logits(model.eval(), row), "transformers' reader of GGUF")
     return {
         "reader": f"transformers {version('transformers')}",
@@ -165,8 +174,9 @@ def _compare_greedy(export: _Export, prompt: list[int], found: list[int], tolera
     return min(len(expected), len(found))
 
 
-def _compare_llama_cpp(export: _Export, rows: list[list[int]]) -> dict[str, Any]:
-    config = export.native.config
+def _compare_llama_cpp(export: _Export) -> dict[str, Any]:
+    """Compare with what llama.cpp makes of the file."""
+    config, rows = export.native.config, export.rows
     # One question a prefix, so a few of them: every length up to a dozen, then the whole rows.
     prefixes = [rows[0][:stop] for stop in range(1, min(len(rows[0]), SCORED_PREFIXES // 2) + 1)]
     prefixes = (prefixes + rows)[:SCORED_PREFIXES]
@@ -186,7 +196,7 @@ def _compare_llama_cpp(export: _Export, rows: list[list[int]]) -> dict[str, Any]
     _compare_cuts(export, answers.tokens)
     expected = [_log_probabilities(export.native, row)[-1:] for row in prefixes]
     fraction = GELU_TOLERANCE if export.mlp_type == "gelu" else LLAMA_CPP_TOLERANCE
-    tolerance = allow_fraction(expected, fraction) + ROUNDING_TOLERANCE * export.changed_by_rounding
+    tolerance = allow_fraction(expected, fraction) + ROUNDING_TOLERANCE * export.changed
     parity = Parity(tolerance=tolerance)
     for ours, theirs in zip(expected, answers.scores, strict=True):
         parity.compare(ours, theirs[None], "llama.cpp")
@@ -199,6 +209,26 @@ def _compare_llama_cpp(export: _Export, rows: list[list[int]]) -> dict[str, Any]
         "greedy_tokens": _compare_greedy(export, prompt, answers.greedy, parity.tolerance),
         "tokens_per_second": round(answers.tokens_per_second, 1),
     }
+
+
+def _largest_change(original: list[np.ndarray], native: Any, rows: list[list[int]]) -> float:
+    pairs = zip(original, rows, strict=True)
+    return max(float(np.abs(ours - compute_logits(native, row)).max()) for ours, row in pairs)
+
+
+def _prove(export: _Export) -> dict[str, Any]:
+    """Compare with every reader that is here; the last one's figures are the export's."""
+    readers: dict[str, Any] = {}
+    figures = {"tolerance": export.changed, "largest_difference": export.changed}
+    if export.layout.architecture not in _UNREAD_BY_TRANSFORMERS:
+        logger.info("comparing with transformers' reader")
+        readers["transformers"] = figures = _compare_reader(export)
+    if has_llama_cpp():
+        logger.info("comparing with llama.cpp")
+        readers["llama_cpp"] = figures = _compare_llama_cpp(export)
+    else:
+        logger.info("llama.cpp is not compared with: pip install 'hf-tinyformer[llamacpp]'")
+    return {**readers, **{key: figures[key] for key in ("tolerance", "largest_difference")}}
 
 
 def _file_name(name: str, dtype: str) -> str:
@@ -240,7 +270,7 @@ def export_gguf(checkpoint: Path, out: Path, *, dtype: str = "f16") -> dict[str,
     twin = find_twin(model.config).architecture
     check_architecture(twin, model.config)
     vocabulary = read_vocabulary(tokenizer, model.config.vocab_size)
-    rows = sample_rows(model, tokenizer)
+    rows = probe_rows(model, tokenizer)
     original = [compute_logits(model, row) for row in rows]
     native = to_native(model)
     layout = Layout(twin, native.config)
@@ -250,30 +280,22 @@ def export_gguf(checkpoint: Path, out: Path, *, dtype: str = "f16") -> dict[str,
     with write_folder(out, kind="export", facts=record) as staging:
         path = staging / _file_name(about.name, dtype)
         storage = write_gguf(path, layout, arrays, vocabulary, about, dtype)
-        record |= {"file": path.name, "bytes": path.stat().st_size}
         stored = _compare_tensors(path, arrays, storage)
-        # From here on the weights are the stored ones.
+        # From here on the twin's weights are the stored ones, and the model's, which share memory.
         native.load_state_dict(layout.read(stored, native.state_dict()), strict=False)
         native.tie_weights()
-        changed = max(
-            float(np.abs(ours - compute_logits(native, row)).max())
-            for ours, row in zip(original, rows, strict=True)
+        changed = _largest_change(original, native, rows)
+        export = _Export(
+            path, dtype, layout, native, tokenizer, model.config.mlp_type, rows, changed
         )
-        record["stored_as"] = {kind: list(storage.values()).count(kind) for kind in DTYPES.values()}
-        record["largest_change_by_rounding"] = changed
-        export = _Export(path, dtype, layout, native, tokenizer, model.config.mlp_type, changed)
-        if twin not in _UNREAD_BY_TRANSFORMERS:
-            logger.info("comparing with transformers' reader")
-            record["transformers"] = _compare_reader(export, rows)
-        if has_llama_cpp():
-            logger.info("comparing with llama.cpp")
-            record["llama_cpp"] = _compare_llama_cpp(export, rows)
-        else:
-            logger.info("llama.cpp is not compared with: pip install 'hf-tinyformer[llamacpp]'")
-        tensors_only = {"tolerance": changed, "largest_difference": changed}
-        best = record.get("llama_cpp") or record.get("transformers") or tensors_only
-        record |= {key: best[key] for key in ("tolerance", "largest_difference")}
-        record["versions"] = {name: version(name) for name in ("torch", "transformers", "gguf")}
+        record |= {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "stored_as": {kind: list(storage.values()).count(kind) for kind in DTYPES.values()},
+            "largest_change_by_rounding": changed,
+            **_prove(export),
+            "versions": {name: version(name) for name in ("torch", "transformers", "gguf")},
+        }
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         (staging / "export.json").write_text(text, encoding="utf-8")
     return record

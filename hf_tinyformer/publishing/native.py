@@ -28,7 +28,7 @@ from hf_tinyformer.publishing.parity import (
     allow_fraction,
     compute_logits,
     generate_greedily,
-    sample_rows,
+    probe_rows,
 )
 from hf_tinyformer.publishing.twin_table import Twin
 from hf_tinyformer.publishing.twins import find_twin, to_native
@@ -37,16 +37,6 @@ TOLERANCE = 1e-5
 """Allowed difference as a fraction of the largest logit, some ten times what float32 rounds."""
 
 GREEDY_TOKENS = 32
-RANDOM_TOKENS = 256
-"""Length of the row of random tokens, if the context is as long."""
-
-
-def _probe_rows(model: Any, tokenizer: Any) -> list[list[int]]:
-    """Choose what is compared: the sample texts, and random tokens over the whole vocabulary."""
-    longest = min(RANDOM_TOKENS, model.config.max_position_embeddings)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.config.vocab_size, (longest,), generator=generator)
-    return [*sample_rows(model, tokenizer), tokens.tolist()]
 
 
 def _compare_greedy(ours: Any, theirs: Any, row: Sequence[int], tolerance: float) -> int:
@@ -84,7 +74,7 @@ def compare_models(ours: Any, theirs: Any, tokenizer: Any) -> dict[str, Any]:
     Raises:
         ExportError: If they differ by more than rounding.
     """
-    rows = _probe_rows(ours, tokenizer)
+    rows = probe_rows(ours, tokenizer)
     expected = [compute_logits(ours, row) for row in rows]
     parity = Parity(tolerance=allow_fraction(expected, TOLERANCE))
     for row, logits in zip(rows, expected, strict=True):

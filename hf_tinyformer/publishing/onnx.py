@@ -26,7 +26,7 @@ from hf_tinyformer.publishing.parity import (
     allow_fraction,
     compute_logits,
     generate_greedily,
-    sample_rows,
+    probe_rows,
 )
 
 logger = logging.getLogger(__name__)
@@ -216,7 +216,7 @@ def export_onnx(checkpoint: Path, out: Path) -> dict[str, Any]:
     require_libraries(("onnx", "onnxscript", "onnxruntime"), extra="onnx", purpose="--to onnx")
     model, tokenizer = load_checkpoint(checkpoint)
     _check_model(model, checkpoint)
-    rows = sample_rows(model, tokenizer)
+    rows = probe_rows(model, tokenizer)
     record = {"format": "onnx", "architecture": "tinyformer", "dtype": "float32"}
     with write_folder(out, kind="export", facts=record) as staging:
         graphs = {}

@@ -26,6 +26,10 @@ SAMPLE_TEXTS = (
 """English, Korean, code, numbers, blanks, signs; long and short."""
 
 
+RANDOM_TOKENS = 256
+"""Length of the row of random tokens, if the context is as long."""
+
+
 @dataclass
 class Parity:
     """How far the two sides may be apart, and how far they have been."""
@@ -66,19 +70,22 @@ class Parity:
         self.positions += len(ours)
 
 
-def sample_rows(model: Any, tokenizer: Any) -> list[list[int]]:
-    """Encode the sample texts as prompts, no longer than the model is meant for.
+def probe_rows(model: Any, tokenizer: Any) -> list[list[int]]:
+    """Choose what is compared: the sample texts, and random tokens over the whole vocabulary.
 
     Args:
         model: Gives the longest row.
         tokenizer: Its tokenizer.
 
     Returns:
-        Token ids, at least one a row.
+        Token ids, at least one a row; the random ones come last.
     """
     longest = model.config.max_position_embeddings
     rows = [tokenizer(text, verbose=False)["input_ids"][:longest] for text in SAMPLE_TEXTS]
-    return [row for row in rows if row]
+    generator = torch.Generator().manual_seed(0)
+    size = (min(RANDOM_TOKENS, longest),)
+    tokens = torch.randint(model.config.vocab_size, size, generator=generator)
+    return [*(row for row in rows if row), tokens.tolist()]
 
 
 def compute_logits(model: Any, row: Sequence[int]) -> np.ndarray:
