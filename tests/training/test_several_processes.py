@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_run import words_for, write_corpus
 
@@ -57,7 +58,10 @@ def kill_after(step: int, launch: list[str], words: list[str], run_dir: Path) ->
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun starts its workers in sessions of their own, so a signal to the group misses them.
+    launcher = psutil.Process(process.pid)
+    for victim in [launcher, *launcher.children(recursive=True)]:
+        victim.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (run_dir / "final").exists()
