@@ -10,7 +10,7 @@ CONFIG ?= configs/demo.yaml
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-oldest test-integrations check lint clean
+.PHONY: help install demo test test-fast test-oldest test-integrations test-conformance conformance check lint clean
 
 help:            ## show the commands
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -28,11 +28,21 @@ demo: $(READY)   ## raw text to a trained, loaded, talking model, offline
 	$(BIN)/python train.py $(CONFIG)
 	$(BIN)/tinyformer generate runs/demo/final 'def read_lines(path):' --max-new-tokens 120
 
-test: $(READY)   ## all tests
-	$(PYTEST)
+# Those two have targets of their own below.
+OURS := --ignore=tests/integrations --ignore=tests/conformance
+
+test: $(READY)   ## all tests of this package
+	$(PYTEST) $(OURS)
 
 test-fast: $(READY) ## all tests but the slow ones
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) $(OURS) -m 'not slow'
+
+test-conformance: $(READY) ## transformers' own common tests on our model, beside its Llama
+	$(PYTEST) tests/conformance
+
+conformance: $(READY) ## all of them, several processes and compilers too; writes docs/conformance.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance/report.py run
+	$(BIN)/python tests/conformance/report.py write
 
 # A second environment lies over the first and holds only what differs: seconds, not minutes.
 define layer
