@@ -5,8 +5,9 @@
 For each kind: a tokenizer from the same text, then one model of the same shape, trained on as many
 tokens as the budget of training FLOPs pays for (the output head included, see inference/sizes.py),
 half of them from encyclopedia articles and half from film reviews. Then bits per byte of texts that
-neither has seen. A kind with an unknown token hides bytes from its model; the last column charges
-them at what `bpe` spends on a byte of the same text, as if another model had written them.
+neither has seen. A kind with an unknown token hides bytes from its model, so its figure as it
+stands is no code for the text. The last column makes it one: wherever the model writes `<unk>`, the
+model of `bpe` spells what stands there, at what that costs it in this very place.
 
 The folders have train and val (or test) .jsonl.xz files with a field `text`.
 """
@@ -14,13 +15,18 @@ The folders have train and val (or test) .jsonl.xz files with a field `text`.
 import argparse
 import json
 import lzma
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
 
 from hf_tinyformer.data.tokenizer import count_hidden_bytes, encode_documents, load_tokenizer
 from hf_tinyformer.inference.loading import load_checkpoint
-from hf_tinyformer.inference.scoring import evaluate_texts
+from hf_tinyformer.inference.scoring import cut_windows, evaluate_texts
 from hf_tinyformer.inference.sizes import measure_sizes
 from hf_tinyformer.pipeline import run_pipeline
 from hf_tinyformer.prepared import prepare_tokenizer
@@ -84,7 +90,7 @@ seed: {seed}
 """
 
 
-def measure(kind: str, arguments: argparse.Namespace, files: dict[str, Path]) -> dict[str, object]:
+def measure(kind: str, arguments: argparse.Namespace, files: dict[str, Path]) -> dict[str, Any]:
     """Train one kind's tokenizer and model, and score it on both corpora."""
     work = arguments.work / f"seed-{arguments.seed}"
     work.mkdir(parents=True, exist_ok=True)
@@ -108,7 +114,7 @@ def measure(kind: str, arguments: argparse.Namespace, files: dict[str, Path]) ->
     result = run_pipeline(
         load_run_config(config_path, [f"train.max_steps={steps}"]), reporter=Quiet(), cpu=True
     )
-    row: dict[str, object] = {
+    row: dict[str, Any] = {
         "kind": kind,
         "vocabulary": len(tokenizer),
         "parameters": sizes.num_parameters,
@@ -134,22 +140,62 @@ def measure(kind: str, arguments: argparse.Namespace, files: dict[str, Path]) ->
     return row
 
 
-def format_table(rows: list[dict[str, object]], name: str) -> str:
+def hidden_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+    """Find the characters that unknown tokens stand for."""
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    pairs = zip(encoding.ids, encoding.offsets, strict=True)
+    return [span for index, span in pairs if index == tokenizer.unk_token_id]
+
+
+@torch.inference_mode()
+def spell(model: Any, tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> float:
+    """Return the nats that a model spends on the tokens in some spans of a text."""
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    ids = [tokenizer.bos_token_id, *encoding.ids]
+    context = model.config.max_position_embeddings
+    losses: list[float] = []
+    for row in cut_windows(ids, context, context // 2):
+        logits = model(torch.tensor([row.ids[:-1]])).logits[0, row.num_context - 1 :]
+        targets = torch.tensor(row.ids[row.num_context :])
+        losses += cross_entropy(logits, targets, reduction="none").tolist()
+    hidden = {place for start, stop in spans for place in range(start, stop)}
+    pairs = zip(losses, encoding.offsets, strict=True)
+    return sum(loss for loss, (start, _) in pairs if start in hidden)
+
+
+def charge(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Add the bits a byte that hidden text costs, spelled by the model of `bpe`."""
+    runs = {
+        row["kind"]: arguments.work / f"seed-{arguments.seed}/runs/{row['kind']}" for row in rows
+    }
+    for row in rows:
+        tokenizer = load_tokenizer(runs[row["kind"]] / "tokenizer")
+        for name in ("wiki", "reviews"):
+            row[name]["charged"] = row[name]["bits_per_byte"]
+            if not row[name]["hidden_bytes"]:
+                continue
+            model, speller = load_checkpoint(runs["bpe"] / "final")
+            nats, num_bytes = 0.0, 0
+            for text in read_texts(getattr(arguments, name), arguments.held_out):
+                nats += spell(model, speller, text, hidden_spans(tokenizer, text))
+                num_bytes += len(text.encode())
+            row[name]["charged"] += nats / math.log(2) / num_bytes
+
+
+def format_table(rows: list[dict[str, Any]], name: str) -> str:
     """Write one corpus' figures as a markdown table."""
-    per_byte = next((row[name]["bits_per_byte"] for row in rows if row["kind"] == "bpe"), 8.0)
     lines = [
         f"| {name} | vocabulary | parameters | training tokens | bytes a token | unknown tokens "
-        "| bytes hidden | bits per byte as it stands | hidden bytes charged |",
+        "| bytes hidden | bits per byte as it stands | hidden bytes spelled |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         figures = row[name]
-        charged = figures["bits_per_byte"] + figures["hidden_bytes"] * per_byte
         lines.append(
             f"| `{row['kind']}` | {row['vocabulary']:,} | {row['parameters']:,} "
             f"| {row['tokens']:,} | {figures['bytes_per_token']:.2f} "
             f"| {figures['unknown_tokens']:.1%} | {figures['hidden_bytes']:.1%} "
-            f"| {figures['bits_per_byte']:.3f} | {charged:.3f} |"
+            f"| {figures['bits_per_byte']:.3f} | {figures['charged']:.3f} |"
         )
     return "\n".join(lines)
 
@@ -178,6 +224,7 @@ def main() -> None:
     for kind in arguments.kinds:
         rows.append(measure(kind, arguments, files))
         print(json.dumps(rows[-1]), flush=True)
+    charge(rows, arguments)
     results = arguments.work / f"results-{arguments.seed}.json"
     results.write_text(json.dumps(rows, indent=2) + "\n")
     for name in ("wiki", "reviews"):
