@@ -65,7 +65,7 @@ class Content:
 
     def add(self, ids: NDArray[Any], lengths: NDArray[Any], num_bytes: NDArray[Any]) -> None:
         """Take documents: their ids end to end, and how many ids and bytes each has."""
-        raw = memoryview(ids.astype(ids.dtype.newbyteorder("<"), copy=False)).cast("B")
+        raw = ids.astype(ids.dtype.newbyteorder("<"), copy=False).tobytes()
         ends = (np.cumsum(lengths) * ids.dtype.itemsize).tolist()
         value, begin = self.value, 0
         for end, size in zip(ends, num_bytes.tolist(), strict=True):
@@ -241,9 +241,9 @@ def _write_part(
                     writers[split].counts.empty_documents += 1
                 elif waiting[split].take(document):
                     encode(split)
-            for split in SPLITS:
-                if waiting[split].texts:
-                    encode(split)
+            for name in SPLITS:
+                if waiting[name].texts:
+                    encode(name)
             collect(0)
         except BaseException:
             pool.shutdown(cancel_futures=True)
