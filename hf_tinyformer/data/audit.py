@@ -216,6 +216,46 @@ def _by_split(splits: NDArray[np.uint8]) -> dict[str, int]:
     return {"train": int((splits == TRAIN).sum()), "validation": int((splits == VALIDATION).sum())}
 
 
+def _seek_near(scan: Scan, threshold: float) -> tuple[NDArray[np.int64], int]:
+    """Find candidates among the texts that no earlier one equals, as pairs of document numbers."""
+    is_first = scan.first_normalized == np.arange(len(scan.splits))
+    texts = scan.order[is_first[scan.order]]
+    rows, sharing = find_candidates(scan.signatures[texts], threshold=threshold)
+    return texts[rows], sharing
+
+
+def _count(
+    scan: Scan, gone: NDArray[np.bool_], comparison: _Comparison, *, near: bool
+) -> dict[str, Any]:
+    exact = _count_equal(scan.first_exact, scan.splits)
+    normalized = _count_equal(scan.first_normalized, scan.splits)
+    return {
+        "documents": _by_split(scan.splits),
+        "bytes": scan.num_bytes,
+        "exact": exact,
+        "normalized": {name: normalized[name] - exact[name] for name in exact},
+        "near": _count_near(comparison.similar, scan.splits) if near else None,
+        "would_drop": _by_split(scan.splits[gone]),
+    }
+
+
+def _describe_search(
+    threshold: float, sharing: int, compared: int, comparison: _Comparison
+) -> dict[str, Any]:
+    """Say how near duplicates were sought, and how often the search was wrong."""
+    return {
+        "threshold": threshold,
+        "shingle_characters": SHINGLE_LENGTH,
+        "bands": NUM_BANDS,
+        "rows_in_band": ROWS_IN_BAND,
+        "chance_of_finding_at_threshold": round(chance_of_candidate(threshold), 4),
+        "pairs_sharing_a_band": sharing,
+        "pairs_compared_in_full": compared,
+        "pairs_confirmed": len(comparison.similar),
+        "pairs_refused": compared - len(comparison.similar),
+    }
+
+
 def audit_corpus(
     config: DataConfig,
     *,
@@ -252,51 +292,20 @@ def audit_corpus(
     started = time.monotonic()
     parts = plan_parts(config)
     scan = scan_corpus(config, parts, near=near, workers=workers, on_progress=on_progress)
-    is_first = scan.first_normalized == np.arange(len(scan.splits))
-    texts = scan.order[is_first[scan.order]]
-    pairs, sharing = np.empty((0, 2), dtype=np.int64), 0
-    if near:
-        rows, sharing = find_candidates(scan.signatures[texts], threshold=threshold)
-        pairs = texts[rows]
+    pairs, sharing = _seek_near(scan, threshold) if near else (np.empty((0, 2), np.int64), 0)
     shown = _pick(scan, examples)
-    comparison = _Comparison(
-        pairs,
-        threshold=threshold,
-        excerpts={second for listed in shown.values() for _, second in listed},
-    )
-    copies = np.flatnonzero(~is_first)
+    excerpts = {second for listed in shown.values() for _, second in listed}
+    comparison = _Comparison(pairs, threshold=threshold, excerpts=excerpts)
+    copies = np.flatnonzero(scan.first_normalized != np.arange(len(scan.splits)))
     firsts = np.r_[scan.first_normalized[copies], scan.first_exact[copies]]
     for found in read_numbered(config, parts, np.r_[copies, firsts, pairs.ravel()]):
         comparison.take(*found)
     gone, dropped = _drop(scan, comparison)
-    exact = _count_equal(scan.first_exact, scan.splits)
-    normalized = _count_equal(scan.first_normalized, scan.splits)
-    report: dict[str, Any] = {
-        "documents": _by_split(scan.splits),
-        "bytes": scan.num_bytes,
-        "exact": exact,
-        "normalized": {name: normalized[name] - exact[name] for name in exact},
-        "near": _count_near(comparison.similar, scan.splits) if near else None,
-        "would_drop": _by_split(scan.splits[gone]),
-        "search": _describe_search(threshold, sharing, len(pairs), comparison) if near else None,
+    search = _describe_search(threshold, sharing, len(pairs), comparison) if near else None
+    report = {
+        **_count(scan, gone, comparison, near=near),
+        "search": search,
         "examples": [asdict(e) for e in _list_examples(shown, comparison, examples)],
         "seconds": round(time.monotonic() - started, 3),
     }
     return Audit(report, dropped)
-
-
-def _describe_search(
-    threshold: float, sharing: int, compared: int, comparison: _Comparison
-) -> dict[str, Any]:
-    """Say how near duplicates were sought, and how often the search was wrong."""
-    return {
-        "threshold": threshold,
-        "shingle_characters": SHINGLE_LENGTH,
-        "bands": NUM_BANDS,
-        "rows_in_band": ROWS_IN_BAND,
-        "chance_of_finding_at_threshold": round(chance_of_candidate(threshold), 4),
-        "pairs_sharing_a_band": sharing,
-        "pairs_compared_in_full": compared,
-        "pairs_confirmed": len(comparison.similar),
-        "pairs_refused": compared - len(comparison.similar),
-    }

@@ -112,7 +112,7 @@ class StepCosts:
 
 
 @contextmanager
-def _shapes_only(config: Any) -> Iterator[nn.Module]:
+def _shapes_only(config: Any) -> Iterator[Any]:
     """Yield a model whose tensors have shapes, types and a device, but no memory."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
