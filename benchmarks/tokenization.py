@@ -411,43 +411,52 @@ def measure_memory(args: argparse.Namespace, work: Path) -> None:
         say(f"  {megabytes:4} MB: peak {result['peak_mb']:.0f} MB, {result['seconds']:.1f} s")
 
 
+COMMANDS = {
+    "encode": compare_encoding,
+    "train": compare_training,
+    "store": measure_store,
+    "memory": measure_memory,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=[*COMMANDS, "all"])
+    parser.add_argument("--corpus", type=Path, help="folder of corpora")
+    parser.add_argument("--corpora", nargs="*", choices=CORPORA, help="only these")
+    parser.add_argument("--pairs", type=int, help="rounds; otherwise 5 for encode, 3 for train")
+    parser.add_argument("--write", type=Path, help="document that gets the figures")
+    parser.add_argument("--work", type=Path, help="folder for files (default: a temporary one)")
+    return parser
+
+
 def main() -> None:
     if len(sys.argv) > 2 and sys.argv[1] == "child":
         print(json.dumps(globals()[f"child_{sys.argv[2]}"](*sys.argv[3:])))
         return
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    commands = {
-        "encode": compare_encoding,
-        "train": compare_training,
-        "store": measure_store,
-        "memory": measure_memory,
-    }
-    parser.add_argument("what", choices=[*commands, "all"])
-    parser.add_argument("--corpus", type=Path, help="folder of corpora")
-    parser.add_argument("--corpora", nargs="*", choices=CORPORA, help="only these")
-    parser.add_argument("--pairs", type=int, help="rounds; 5 for encode, 3 for train")
-    parser.add_argument("--write", type=Path, help="document that gets the figures")
-    parser.add_argument("--work", type=Path, help="folder for files (default: a temporary one)")
+    parser = build_parser()
     args = parser.parse_args()
+    names = list(COMMANDS) if args.what == "all" else [args.what]
+    if names != ["store"] and args.corpus is None:
+        parser.error(f"{args.what} needs --corpus")
     load = os.getloadavg()
     say(f"load {load[0]:.2f} {load[1]:.2f} {load[2]:.2f} on {os.cpu_count()} cores")
     if load[0] > 0.5:
         say("other programs are running: expect slower and less even figures")
-    for name in commands if args.what == "all" else [args.what]:
-        if name != "store" and args.corpus is None:
-            parser.error(f"{name} needs --corpus")
-        args_now = argparse.Namespace(**vars(args))
-        args_now.pairs = args.pairs or {"train": 3}.get(name, 5)
+    header = len(PRINTED)
+    for name in names:
+        settings = argparse.Namespace(**vars(args))
+        settings.pairs = args.pairs or (3 if name == "train" else 5)
         folder = Path(tempfile.mkdtemp(dir=args.work))
         try:
-            commands[name](args_now, folder)
-            if args.write is not None:
-                write_figures(args.write, name)
-            del PRINTED[1:]
+            COMMANDS[name](settings, folder)
         finally:
             shutil.rmtree(folder)
+        if args.write is not None:
+            write_figures(args.write, name)
+        del PRINTED[header:]
 
 
 if __name__ == "__main__":

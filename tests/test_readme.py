@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import re
+import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator
@@ -101,6 +102,10 @@ def test_command_line_is_one_that_the_programs_accept(
         return
     if program in ("lm_eval", "torchrun"):
         return  # tests/integrations/test_recipes.py runs them
+    if program == "python" and arguments[0].startswith("benchmarks/"):
+        build_parser = runpy.run_path(arguments[0])["build_parser"]
+        build_parser().parse_args(arguments[1:])
+        return
     if program == "python":
         assert arguments.pop(0) == "train.py"
         arguments = ["train", *arguments]
