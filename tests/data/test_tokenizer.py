@@ -99,7 +99,9 @@ def test_any_text_comes_back_up_to_nfc(every_kind, kind, text):
         assert decoded == text
 
 
-@pytest.mark.parametrize("kind", LOSSLESS)
+@pytest.mark.parametrize(
+    "kind", ["bpe", "jamo", *(pytest.param(k, marks=pytest.mark.slow) for k in LOSSLESS[2:])]
+)
 def test_every_unicode_scalar_value_comes_back(every_kind, kind):
     scalars = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     assert len(scalars) == 1_112_064
