@@ -84,7 +84,11 @@ def _load_fast(rules: dict[str, Any]) -> Any:
         return None
     if any(not token["special"] for token in rules["added_tokens"]) or not _is_byte_level(rules):
         return None
-    # Letters that spell a special token are letters in a document.
+    # Letters that spell a special token are letters in a document. Nor may the token stay in the
+    # vocabulary, where gigatoken would take it for a piece of the same bytes.
+    model = rules["model"]
+    pieces = {"".join(merge) for merge in model["merges"]}.union(byte_letters())
+    model["vocab"] = {token: index for token, index in model["vocab"].items() if token in pieces}
     rules["added_tokens"] = []
     try:
         return gigatoken.Tokenizer.from_json(orjson.dumps(rules))

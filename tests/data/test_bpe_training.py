@@ -99,6 +99,14 @@ def cutter_of(pattern):
     return CUTTERS[pattern]
 
 
+def test_special_tokens_of_any_letters_are_as_in_tokenizers(request, texts):
+    special = [*SPECIAL, "한국어", "an end", "Ġwith"]
+    expected = by_tokenizers(GPT4, texts, 600, special)
+    request.getfixturevalue("no_slow_training")
+
+    assert by_us(GPT4, texts, 600, special) == expected
+
+
 @settings(max_examples=60)
 @given(st.lists(st.text(max_size=30), max_size=5), st.sampled_from([GPT4, GPT2, QWEN]))
 def test_words_are_cut_as_by_tokenizers_on_any_text(texts, pattern):

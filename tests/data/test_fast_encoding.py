@@ -54,7 +54,8 @@ def train(texts, **settings):
         {"pattern": "gpt2"},
         {"digits": 1},
         {"add_bos_token": False, "add_eos_token": False},
-        {"special_tokens": ["<|im_start|>", "한글"]},
+        # 한국어 is a piece of the text, too.
+        {"special_tokens": ["<|im_start|>", "한국어", "an end"]},
     ],
     ids=str,
 )
