@@ -200,8 +200,8 @@ def format_table(rows: list[dict[str, Any]], name: str) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure every kind, and print the tables."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's words."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wiki", type=Path, required=True, help="folder of the encyclopedia")
     parser.add_argument("--reviews", type=Path, required=True, help="folder of the reviews")
@@ -212,7 +212,12 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=12, help="of training text, each corpus")
     parser.add_argument("--held-out", type=int, default=400_000, help="bytes scored, each corpus")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure every kind, and print the tables."""
+    arguments = build_parser().parse_args()
     files = {}
     for name in ("wiki", "reviews"):
         folder = getattr(arguments, name)

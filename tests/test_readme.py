@@ -114,7 +114,7 @@ def test_command_line_is_one_that_the_programs_accept(
     _, settings = parse_tinyformer(arguments)
     config = settings.get("config") or settings.get("source", "")
     if str(config).endswith(".yaml"):
-        load_run_config(Path(config), settings["overrides"] or ())
+        load_run_config(Path(config), settings.get("overrides") or ())
 
 
 def test_both_languages_give_the_same_commands() -> None:
@@ -183,7 +183,7 @@ def settings_of(section: str) -> list[str]:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_settings_that_are_named_exist(name: str) -> None:
-    named = re.findall(r"`(model|data|tokenizer|train)\.(?!py)([a-z_]+)", read(name))
+    named = re.findall(r"`(model|data|tokenizer|train)\.(?!py|onnx|ggml)([a-z_]+)", read(name))
 
     assert [key for section, key in named if key not in settings_of(section)] == []
 
@@ -286,8 +286,12 @@ def test_python_example_runs(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
-    # push and pull need the Hub; tests/publishing has a local one.
-    [w for w in ALL_COMMANDS if w[0] == "tinyformer" and w[1] in ("evaluate", "generate")],
+    # push and pull need the Hub, recipes other runs; tests/publishing and tests/integrations.
+    [
+        tuple(words)
+        for words in find_commands("README.md")
+        if words[0] == "tinyformer" and words[1] in ("evaluate", "generate")
+    ],
     ids=" ".join,
 )
 def test_command_on_a_finished_run_does_its_work(
