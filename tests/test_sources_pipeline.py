@@ -62,7 +62,8 @@ def test_a_changed_weight_cuts_no_text_anew_but_is_another_run(tmp_path: Path):
     store = config.run_dir / "tokens"
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
 
-    with pytest.raises(ArtifactError, match=r"data\.sources\.texts\.weight is 2\.0, but .* was written with 1\.0"):
+    changed = r"data\.sources\.texts\.weight is 2\.0, but .* was written with 1\.0"
+    with pytest.raises(ArtifactError, match=changed):
         run([*words, "data.sources.texts.weight=2"])
 
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before

@@ -15,8 +15,8 @@ SCRIPTS = (
 """Scripts told apart; any other counts as `other`."""
 
 COMMON, OTHER = "common", "other"
-"""`common`: what belongs to no one script, such as digits, spaces, signs, emoji, and accents that are
-characters of their own."""
+"""`common`: what belongs to no one script, such as digits, spaces, signs, emoji, and accents that
+are characters of their own."""
 
 NAMES = (OTHER, *SCRIPTS, COMMON)
 
