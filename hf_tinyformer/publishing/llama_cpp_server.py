@@ -85,7 +85,7 @@ def main(question_path: str, answer_path: str) -> None:
     question = json.loads(Path(question_path).read_text(encoding="utf-8"))
     running = _start(question["model"], question["context"])
     server = http.client.HTTPConnection(running.listening_address.removeprefix("http://"))
-    answers = {}
+    answers: dict[str, Any] = {}
     for index, text in enumerate(question["texts"]):
         cut = _post(server, "/tokenize", {"content": text, "add_special": True})
         answers[f"tokens_{index}"] = np.array(cut["tokens"], np.int64)

@@ -217,7 +217,7 @@ def export_onnx(checkpoint: Path, out: Path) -> dict[str, Any]:
     model, tokenizer = load_checkpoint(checkpoint)
     _check_model(model, checkpoint)
     rows = probe_rows(model, tokenizer)
-    record = {"format": "onnx", "architecture": "tinyformer", "dtype": "float32"}
+    record: dict[str, Any] = {"format": "onnx", "architecture": "tinyformer", "dtype": "float32"}
     with write_folder(out, kind="export", facts=record) as staging:
         graphs = {}
         # Eager attention: products and a softmax, which every runtime has, and no branches on size.
