@@ -43,7 +43,6 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<bos>",
         eos_token="<eos>",
         padding_side="left",
-        model_max_length=512,
     )
 
 
