@@ -58,12 +58,13 @@ def prepare(
 
     def make(job: StoreJob) -> None:
         if executor is not None:
-            from hf_tinyformer.data.distributed_preparation import build_executor, parse_options
+            from hf_tinyformer.data import distributed_preparation as distributed
 
-            built = build_executor(
-                executor, job, workers=workers, tasks=tasks, options=parse_options(option or [])
+            options = distributed.parse_options(option or [])
+            built = distributed.build_executor(
+                executor, job, workers=workers, tasks=tasks, options=options
             )
-            built.run()
+            distributed.run_executor(executor, built)
             return
         with parts_bar(console) as on_progress:
             run_job(job, workers=workers, on_progress=on_progress)
@@ -119,7 +120,7 @@ def _show_group(group: "Group") -> None:
     for name in ("least", "median", "mean", "p90", "p99", "greatest"):
         if lengths:
             table.add_row(f"length, {name} ({lengths['unit']})", f"{lengths[name]:,}")
-    for name, share in list(scripts.items())[:6]:
+    for name, share in [item for item in scripts.items() if item[1] >= 0.0001][:6]:
         table.add_row(f"characters, {name}", f"{share:.2%}")
     console.print(table)
     most = max((count for *_, count in lengths.get("histogram", [])), default=1)

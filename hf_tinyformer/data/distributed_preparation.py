@@ -172,3 +172,21 @@ def build_executor(
         depends=encode,
         **shared,
     )
+
+
+def run_executor(name: str, executor: Any) -> None:
+    """Run both stages; under Slurm, put them into the queue.
+
+    Args:
+        name: As `build_executor` was given.
+        executor: From `build_executor`.
+
+    Raises:
+        DataError: Under `local`, if a task could not read or store a document.
+    """
+    if name == "ray":
+        import ray
+
+        # Joins the cluster that RAY_ADDRESS names, or starts one on this machine.
+        ray.init(ignore_reinit_error=True)
+    executor.run()

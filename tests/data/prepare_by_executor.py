@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hf_tinyformer.data import parts
 from hf_tinyformer.data.corpus import DataConfig, plan_parts
-from hf_tinyformer.data.distributed_preparation import build_executor
+from hf_tinyformer.data.distributed_preparation import build_executor, run_executor
 from hf_tinyformer.data.store_job import StoreJob
 
 
@@ -31,4 +31,5 @@ if __name__ == "__main__":
     texts, folder, executor, options = sys.argv[1:]
     job = plan_job(Path(texts), Path(folder))
     # Two tasks of several parts each: starting Python is the slow part here.
-    build_executor(executor, job, workers=2, tasks=2, options=json.loads(options)).run()
+    built = build_executor(executor, job, workers=2, tasks=2, options=json.loads(options))
+    run_executor(executor, built)

@@ -139,7 +139,8 @@ model = TinyFormerForCausalLM(TinyFormerConfig(
 whole = sum(p.numel() for p in model.parameters())
 prepare_model(model, config, accelerator)
 mine = sum(p.to_local().numel() for p in model.parameters())
-print("held", mine, "of", whole, flush=True)
+# In one write, so that the two processes' lines stay apart.
+os.write(1, f"held {mine} of {whole}\\n".encode())
 """,
         encoding="utf-8",
     )
@@ -159,10 +160,14 @@ def test_torchrun_trains_in_two_processes(folder: Path, losses_of_one: list[floa
     assert read_losses(folder / "runs" / "torchrun") == pytest.approx(losses_of_one, rel=CLOSE)
 
 
-def test_two_machines_meet_at_an_address(folder: Path, losses_of_one: list[float]) -> None:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+def test_two_machines_meet_at_an_address(folder: Path, losses_of_one: list[float]) -> None:
+    port = free_port()
     words = words_for(folder, "name=machines", *LONG)
     machines = []
     for rank in ("0", "1"):
@@ -174,3 +179,46 @@ def test_two_machines_meet_at_an_address(folder: Path, losses_of_one: list[float
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     assert re.search(r"^processes +2$", outputs[0], re.MULTILINE)
     assert read_losses(folder / "runs" / "machines") == pytest.approx(losses_of_one, rel=CLOSE)
+
+
+FAKE_SLURM = {
+    "scontrol": "echo 127.0.0.1; echo 127.0.0.2",
+    # One task on each of two machines, both of them this one.
+    "srun": 'SLURM_NODEID=1 "$@" >/dev/null 2>&1 & SLURM_NODEID=0 "$@" && wait $!',
+}
+
+
+def test_the_slurm_script_starts_one_launcher_on_each_machine(
+    folder: Path, losses_of_one: list[float], tmp_path: Path
+) -> None:
+    for name, body in FAKE_SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    paths = [str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]]
+    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "GPUS": "1"}
+    words = words_for(folder, "name=slurm", *LONG)
+
+    done = subprocess.run(
+        [
+            "bash",
+            "configs/slurm/train.sbatch",
+            "configs/note_16d.yaml",
+            "data.builtin=null",
+            *words,
+        ],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            **slurm,
+            "PATH": os.pathsep.join(paths),
+            "MASTER_PORT": str(free_port()),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^processes +2$", done.stdout, re.MULTILINE)
+    assert read_losses(folder / "runs" / "slurm") == pytest.approx(losses_of_one, rel=CLOSE)
