@@ -129,7 +129,7 @@ def test_every_forward_on_the_way_hands_keyword_arguments_down():
 
 def test_the_plans_cover_every_weight_of_a_layer():
     model = tiny_model()
-    planned = {pattern.split(".*.")[1] for pattern in model.config.base_model_tp_plan}
+    planned = {pattern.split(".*.")[-1] for pattern in model.config.base_model_tp_plan}
 
     linear = {
         name

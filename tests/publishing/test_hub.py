@@ -326,6 +326,10 @@ def test_a_revision_that_is_not_there_is_one_line(server, folder, tmp_path):
         pull_folder("me/tiny", tmp_path / "x", revision="v9", endpoint=server.endpoint)
 
 
+@pytest.mark.skipif(
+    huggingface_hub.__version__.startswith("1."),
+    reason="huggingface_hub 1 asks huggingface.co, whatever the endpoint",
+)
 def test_the_hub_s_validator_accepts_the_card(server, folder, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
     card = huggingface_hub.ModelCard.load(folder / "README.md")
