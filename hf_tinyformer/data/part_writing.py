@@ -104,6 +104,14 @@ def describe_columns(dtype: str) -> dict[str, Any]:
     return {"input_ids": ids, "num_bytes": {"dtype": "int64", "_type": "Value"}}
 
 
+def _as_column(numbers: NDArray[Any], kind: Any) -> "pa.Array":
+    """Lend an array to Arrow. `pa.array` would import pandas first."""
+    import pyarrow as pa
+
+    lent = pa.py_buffer(np.ascontiguousarray(numbers))
+    return pa.Array.from_buffers(kind, len(numbers), [None, lent])
+
+
 @dataclass
 class _SplitWriter:
     """Appends one split's documents to a part's Arrow files."""
@@ -139,9 +147,11 @@ class _SplitWriter:
             self._open_next_file()
         offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=offsets[1:])
-        input_ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
-        columns = [input_ids, pa.array(num_bytes)]
-        self.writer.write_batch(pa.record_batch(columns, schema=self._schema()))
+        schema = self._schema()
+        ids = _as_column(flat, schema.field("input_ids").type.value_type)
+        ends = _as_column(offsets, pa.int32())
+        columns = [pa.ListArray.from_arrays(ends, ids), _as_column(num_bytes, pa.int64())]
+        self.writer.write_batch(pa.record_batch(columns, schema=schema))
         self.files[-1][1] += len(flat)
         self.files[-1][2] += len(lengths)
 

@@ -15,13 +15,16 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_tinyformer.artifacts import read_manifest
 from hf_tinyformer.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SPLITS = ("train", "validation")
 
@@ -46,6 +49,12 @@ class _MappedFile:
     num_documents: int
 
 
+def _view(column: "pa.Array", dtype: str) -> NDArray[Any]:
+    """Show an Arrow column of numbers where it lies. `to_numpy` would import pandas first."""
+    width = np.dtype(dtype).itemsize
+    return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * width)
+
+
 def _map_into_memory(file: Path) -> _MappedFile:
     import pyarrow as pa
 
@@ -53,9 +62,9 @@ def _map_into_memory(file: Path) -> _MappedFile:
         with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
             batches = [batch for batch in stream if batch.num_rows]
         lists = [batch.column("input_ids") for batch in batches]
-        ids = [column.values.to_numpy(zero_copy_only=True) for column in lists]
-        offsets = [column.offsets.to_numpy(zero_copy_only=True) for column in lists]
-    except (OSError, KeyError, AttributeError, pa.ArrowException) as error:
+        ids = [_view(column.values, str(column.type.value_type)) for column in lists]
+        offsets = [_view(column.offsets, "int32") for column in lists]
+    except (OSError, KeyError, AttributeError, TypeError, pa.ArrowException) as error:
         raise ArtifactError(
             f"{file} cannot be read as Arrow ({str(error).splitlines()[0]}). "
             "The store is damaged: delete it and prepare the tokens again."
