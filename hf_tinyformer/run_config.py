@@ -306,7 +306,10 @@ def _own_field_docs(owner: type) -> dict[str, str]:
 def _plain(content: Any) -> Any:
     """Turn settings in a dictionary, such as sources by name, into what YAML can say."""
     if isinstance(content, dict):
-        return {key: asdict(v) if is_dataclass(v) else v for key, v in content.items()}
+        return {
+            key: asdict(value) if isinstance(value, WeightedSource) else value
+            for key, value in content.items()
+        }
     return content
 
 

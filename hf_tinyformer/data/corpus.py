@@ -196,7 +196,7 @@ def describe_inputs(config: DataConfig) -> dict[str, Any]:
         name: _describe_source(config, name, source)
         for name, source in config.named_sources().items()
     }
-    described = {"sources": sources} if config.sources else sources[ONLY_SOURCE]
+    described: dict[str, Any] = {"sources": sources} if config.sources else sources[ONLY_SOURCE]
     if config.validation_files:
         files = list_files("data.validation_files", config.validation_files)
         described["validation_files"] = [describe_file(file) for file in files]
@@ -219,15 +219,21 @@ def pin_revisions(
         DataError: If the Hub has to be asked and cannot.
     """
     pinned = dict(known or {})
-    sources = config.named_sources()
-    for name, source in sources.items():
-        if needs_pin(source):
-            wanted = f"{source.dataset}@{source.dataset_revision or 'main'}"
-            if wanted not in pinned:
-                pinned[wanted] = pin_revision(source, config.key_of(name))
-            sources[name] = replace(source, dataset_revision=pinned[wanted])
+
+    def commit_of(source: Source, key: str) -> str | None:
+        if not needs_pin(source):
+            return source.dataset_revision
+        wanted = f"{source.dataset}@{source.dataset_revision or 'main'}"
+        if wanted not in pinned:
+            pinned[wanted] = pin_revision(source, key)
+        return pinned[wanted]
+
     if not config.sources:
-        return replace(config, dataset_revision=sources[ONLY_SOURCE].dataset_revision), pinned
+        return replace(config, dataset_revision=commit_of(config, "data")), pinned
+    sources = {
+        name: replace(source, dataset_revision=commit_of(source, config.key_of(name)))
+        for name, source in config.sources.items()
+    }
     return replace(config, sources=sources), pinned
 
 

@@ -115,7 +115,8 @@ class Lines:
         self.name = path.as_posix()
         self._path = path
         self._refuse = refuse
-        self._start, self._stop = byte_range or (0, None)
+        self._start = byte_range[0] if byte_range else 0
+        self._stop = byte_range[1] if byte_range else None
         self._lines_before: int | None = None if self._start else 0
 
     def place(self, number: int) -> str:
