@@ -64,6 +64,9 @@ ROUNDING_TOLERANCE = 3
 the activations that meet them to the same type, which moves logits about as far again."""
 
 SCORED_PREFIXES = 24
+LONGEST_ROW = 512
+"""Tokens that llama.cpp makes room for, however long the context."""
+
 GREEDY_TOKENS = 32
 
 _UNREAD_BY_TRANSFORMERS = ("arcee",)
@@ -180,13 +183,14 @@ def _compare_llama_cpp(export: _Export) -> dict[str, Any]:
     # One question a prefix, so a few of them: every length up to a dozen, then the whole rows.
     prefixes = [rows[0][:stop] for stop in range(1, min(len(rows[0]), SCORED_PREFIXES // 2) + 1)]
     prefixes = (prefixes + rows)[:SCORED_PREFIXES]
+    context = min(config.max_position_embeddings, LONGEST_ROW)
     # llama.cpp keeps room for the token that it is asked for.
-    prefixes = [row[: config.max_position_embeddings - 1] for row in prefixes]
+    prefixes = [row[: context - 1] for row in prefixes]
     prompt = rows[0][:8]
-    room = min(GREEDY_TOKENS, config.max_position_embeddings - len(prompt))
+    room = min(GREEDY_TOKENS, context - len(prompt))
     answers = ask(
         export.path,
-        context=config.max_position_embeddings,
+        context=context,
         vocab_size=config.vocab_size,
         texts=SAMPLE_TEXTS,
         rows=prefixes,

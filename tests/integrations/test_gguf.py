@@ -19,7 +19,6 @@ from hf_tinyformer.errors import ExportError
 from hf_tinyformer.publishing import gguf as gguf_export
 from hf_tinyformer.publishing import gguf_layout, gguf_vocabulary
 from hf_tinyformer.publishing.gguf import export_gguf
-from hf_tinyformer.publishing.gguf_vocabulary import read_vocabulary
 from hf_tinyformer.publishing.llama_cpp import ask, has_llama_cpp
 
 BIASES = {"attention_bias": True, "mlp_bias": True}
@@ -263,30 +262,6 @@ def test_a_model_that_llama_cpp_cannot_run_is_refused_by_name(
         export_gguf(tmp_path / "final", tmp_path / "gguf")
 
     assert not (tmp_path / "gguf").exists()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"kind": "jamo"}, "rewrites text first .*, but llama.cpp runs no normalizer"),
-        ({"kind": "word"}, "is a WordLevel model, but llama.cpp has no equal"),
-        ({"kind": "syllable", "byte_fallback": False}, "has unk_token '<unk>'"),
-        ({"pattern": r"\w+|\W+"}, r"by the pattern .*, but llama.cpp knows patterns by name"),
-        ({"digits": 2}, r"by the pattern .*, but llama.cpp knows patterns by name"),
-    ],
-)
-def test_a_tokenizer_that_llama_cpp_would_cut_with_otherwise_is_refused(settings, message):
-    tokenizer = train_tiny_tokenizer(**settings)
-
-    with pytest.raises(ExportError, match=message):
-        read_vocabulary(tokenizer, len(tokenizer))
-
-
-def test_a_word_that_is_a_token_is_taken_whole_only_where_the_tokenizer_does(tokenizer):
-    tokenizer = train_tiny_tokenizer()
-    tokenizer.backend_tokenizer.model.ignore_merges = True
-
-    assert read_vocabulary(tokenizer, len(tokenizer)).pattern_name == "llama-bpe"
 
 
 def test_a_kind_of_number_that_there_is_not_is_refused(tmp_path):
