@@ -186,6 +186,7 @@ def test_every_setting_of_a_source_is_explained() -> None:
         ("data.sources.wiki.template='{a!r}'", r"only a column's plain name may stand"),
         ("data.sources.wiki.template='{a:>9}'", r"only a column's plain name may stand"),
         ("data.sources.wiki.template='{}'", r"only a column's plain name may stand"),
+        ("data.sources.code.template='{a}'", r"but data\.sources\.code\.builtin has no columns"),
         ("data.sources.wiki.template='{a'", r"its braces do not match"),
         ("data.sources.wiki.template=fixed", r"it names no column"),
     ],

@@ -89,6 +89,11 @@ def check_source(source: Source, key: str) -> None:
             f"{key}.streaming is true, but it is for data sets on the Hub. "
             f"Leave it out, or set {key}.dataset."
         )
+    if source.template is not None and source.builtin is not None:
+        raise ConfigError(
+            f"{key}.template is {source.template!r}, but {key}.builtin has no columns: its files "
+            f"are one text each. Leave {key}.template out."
+        )
     for name in ("max_shards", "max_documents"):
         value = getattr(source, name)
         if value is not None and (value < 1 or not source.streaming):

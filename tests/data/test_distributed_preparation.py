@@ -104,7 +104,7 @@ def start(texts: Path, folder: Path, executor: str, **options: object) -> subpro
 
 def finish(texts: Path, folder: Path, executor: str, **options: object) -> str:
     process = start(texts, folder, executor, **options)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output.decode()
     return output.decode()
 
@@ -161,7 +161,7 @@ def test_local_executor_killed_half_way_and_resumed_gives_the_store_of_one_proce
 ) -> None:
     process = start(texts, folder, "local")
     written = folder / "tokens.partial" / "parts" / "corpus"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(list(written.glob("[0-9]*"))) < 3 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -222,6 +222,17 @@ def test_slurm_runs_the_array_and_then_the_seal(
     for line in ("--partition=cpu", "--time=01:00:00", "--mem-per-cpu=4G", "--array=0-"):
         assert f"#SBATCH {line}" in script
     assert "dependency=afterok:7" in (folder / "calls").read_text().splitlines()[-2]
+
+
+@pytest.mark.slow
+def test_ray_gives_the_store_of_one_process(
+    texts: Path, folder: Path, by_one_process: dict[str, str]
+) -> None:
+    pytest.importorskip("ray", reason="not among the requirements: pip install ray")
+
+    finish(texts, folder, "ray", mem_per_cpu_gb=0.2)
+
+    assert hash_files(folder / "tokens") == by_one_process
 
 
 def test_slurm_needs_a_time_and_a_partition(job: StoreJob) -> None:

@@ -45,7 +45,7 @@ def start(launch: list[str], words: list[str]) -> subprocess.Popen[str]:
 
 def finish(launch: list[str], words: list[str]) -> str:
     process = start(launch, words)
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output
     return output
 
@@ -53,7 +53,7 @@ def finish(launch: list[str], words: list[str]) -> str:
 def kill_after(step: int, launch: list[str], words: list[str], run_dir: Path) -> None:
     process = start(launch, words)
     metrics = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= step):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -174,7 +174,7 @@ def test_two_machines_meet_at_an_address(folder: Path, losses_of_one: list[float
         launch = [*ACCELERATE, str(CONFIGS / "multi_node.yaml"), "--machine_rank", rank]
         launch += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
         machines.append(start([*launch, "--num_processes", "2"], words))
-    outputs = [machine.communicate(timeout=600)[0] for machine in machines]
+    outputs = [machine.communicate(timeout=1200)[0] for machine in machines]
 
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     assert re.search(r"^processes +2$", outputs[0], re.MULTILINE)
