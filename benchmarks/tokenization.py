@@ -13,6 +13,7 @@ both sides are compared too. Other programs disturb all of it: the load is looke
 """
 
 import argparse
+import gc
 import hashlib
 import importlib.util
 import json
@@ -434,6 +435,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     if len(sys.argv) > 2 and sys.argv[1] == "child":
+        gc.freeze()  # as the command line does
         print(json.dumps(globals()[f"child_{sys.argv[2]}"](*sys.argv[3:])))
         return
     parser = build_parser()

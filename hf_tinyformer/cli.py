@@ -1,5 +1,6 @@
 """The command line: `tinyformer STAGE ...`. With train.py, the only place that prints or exits."""
 
+import gc
 import json
 import logging
 import os
@@ -356,6 +357,8 @@ def pull(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; an error the user can put right is one line and exit status 2."""
     _start_logging()
+    # What was imported stays: the garbage collector need not look through it again and again.
+    gc.freeze()
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="tinyformer")
     except TinyFormerError as error:

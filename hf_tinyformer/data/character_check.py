@@ -6,41 +6,54 @@ is first seen, in the surroundings in which its class decides where a text is cu
 character on which they differ are left to the library that defines what is right.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-_NUM_CODE_POINTS = 0x110000
+_ASCII = frozenset(map(chr, range(128)))
 
 
 def _surround(character: str) -> str:
     """Put a character where its being a letter, digit, sign or space shows."""
     c = character
-    return f"ab{c}ab {c}ab  {c} 1{c}234 !{c}!\n{c}  {c}{c}\n '{c} {c}\n\n  x{c}  1{c}\t{c}a"
+    return f"ab{c}ab {c}ab 1{c}2 !{c}!\n{c}  {c}{c}"
+
+
+def _one_of(characters: Iterable[str], *, but: bool = False) -> re.Pattern[str]:
+    """Make a pattern of one character out of these, or of any other; `re` looks it up in a table.
+
+    Arrays would do as well, but they let go of the interpreter at every step, and getting it back
+    from the thread that reads takes longer than the step.
+    """
+    spelled = "".join(f"\\U{ord(character):08x}" for character in sorted(characters))
+    return re.compile(f"[{'^' if but else ''}{spelled}]")
 
 
 class CharacterCheck:
     """Finds the texts that hold a character on which two libraries differ."""
 
     def __init__(self, agree: Callable[[list[str]], Sequence[bool]]) -> None:
-        """Begin with no character known.
+        """Begin with the first 128 characters.
 
         Args:
             agree: Tells for each of some texts whether both libraries treat it alike.
         """
         self._agree = agree
-        self._seen = np.zeros(_NUM_CODE_POINTS, dtype=bool)
+        self._known: set[str] = set()
         self._strange: set[str] = set()
-        self._learn(np.arange(128))
+        self._num_in_pattern = 0
+        self._learn(_ASCII)
 
-    def _learn(self, codes: NDArray[np.integer]) -> None:
-        self._seen[codes] = True
-        characters = [chr(code) for code in codes.tolist()]
+    def _learn(self, new: Iterable[str]) -> None:
+        characters = sorted(new)
         verdicts = self._agree([_surround(character) for character in characters])
-        self._strange |= {
+        self._known.update(characters)
+        self._strange.update(
             character for character, same in zip(characters, verdicts, strict=True) if not same
-        }
+        )
+        # A pattern of thousands of characters takes a while to make, so it may lag a little behind.
+        if len(self._known) > 1.25 * self._num_in_pattern:
+            self._may_be_new = _one_of(self._known, but=True)
+            self._num_in_pattern = len(self._known)
 
     def find_strange(self, texts: Sequence[str]) -> list[int]:
         """Return the places of the texts that only the defining library may treat.
@@ -48,14 +61,12 @@ class CharacterCheck:
         Args:
             texts: Without lone surrogates.
         """
-        # isascii() reads a flag; the first 128 characters are known from the beginning.
-        wide = [index for index, text in enumerate(texts) if not text.isascii()]
-        if wide:
-            raw = "".join([texts[index] for index in wide]).encode("utf-32-le")
-            codes = np.frombuffer(raw, dtype="<u4")
-            unknown = ~self._seen[codes]
-            if unknown.any():
-                self._learn(np.unique(codes[unknown]))
+        # isascii() reads a flag.
+        wide = [text for text in texts if not text.isascii()]
+        found = {character for text in wide for character in self._may_be_new.findall(text)}
+        if new := found - self._known:
+            self._learn(new)
         if not self._strange:
             return []
-        return [index for index in range(len(texts)) if not self._strange.isdisjoint(texts[index])]
+        is_strange = _one_of(self._strange)
+        return [index for index, text in enumerate(texts) if is_strange.search(text)]

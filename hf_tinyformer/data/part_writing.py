@@ -32,7 +32,7 @@ Read = Callable[[Part, Callable[[Skipped], None]], Iterable[tuple[Split, Documen
 SKIPPED_NAME = "skipped.jsonl"
 """What was left out, a line each with `place` and `reason`: of each part, and of the store."""
 
-_BYTES_AT_ONCE = 4 << 20
+_BYTES_AT_ONCE = 8 << 20
 """UTF-8 bytes encoded together: enough to keep every core busy."""
 
 _DOCUMENTS_AT_ONCE = 1 << 16

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from hf_tinyformer.artifacts import fingerprint, read_manifest, write_folder
 from hf_tinyformer.data.chat_template import (
     check_chat_template,
@@ -277,10 +279,18 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     The same after saving and loading, in another folder and on another machine. How prompts are
     framed, padded or cut has no part in it.
     """
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return fingerprint_rules(tokenizer, orjson.loads(tokenizer.backend_tokenizer.to_str()))
+
+
+def fingerprint_rules(tokenizer: "PreTrainedTokenizerFast", rules: Mapping[str, Any]) -> str:
+    """Return `tokenizer_fingerprint` for rules that were read from the tokenizer already.
+
+    Args:
+        tokenizer: Any fast tokenizer.
+        rules: What its tokenizer.json says.
+    """
     parts = ("added_tokens", "normalizer", "pre_tokenizer", "model")
-    frame = document_frame(tokenizer)
-    return fingerprint([{part: rules[part] for part in parts}, frame])
+    return fingerprint([{part: rules[part] for part in parts}, document_frame(tokenizer)])
 
 
 def write_tokenizer_files(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
