@@ -75,6 +75,10 @@ def digest_of(parts: Iterator[Any]) -> str:
 
 
 def child_encode_ours(file: str, tokenizer: str, folder: str) -> dict[str, Any]:
+    import awkward  # noqa: F401 - what the libraries import when first used, as `datasets` below
+    import gigatoken  # noqa: F401
+    import pyarrow.ipc  # noqa: F401
+
     from hf_tinyformer.data.corpus import DataConfig, plan_parts, read_part
     from hf_tinyformer.data.preparation import prepare_token_store
     from hf_tinyformer.data.tokenizer import load_tokenizer

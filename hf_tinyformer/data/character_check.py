@@ -44,12 +44,20 @@ class CharacterCheck:
         self._learn(_ASCII)
 
     def _learn(self, new: Iterable[str]) -> None:
-        characters = sorted(new)
-        verdicts = self._agree([_surround(character) for character in characters])
-        self._known.update(characters)
-        self._strange.update(
-            character for character, same in zip(characters, verdicts, strict=True) if not same
-        )
+        suspects = sorted(new)
+        self._known.update(suspects)
+        # Many in one text first: few texts hold one that differs, and each text has its price.
+        for together in (64, 1):
+            groups = [suspects[at : at + together] for at in range(0, len(suspects), together)]
+            texts = ["\n".join(map(_surround, group)) for group in groups]
+            verdicts = self._agree(texts) if texts else []
+            suspects = [
+                character
+                for group, same in zip(groups, verdicts, strict=True)
+                if not same
+                for character in group
+            ]
+        self._strange.update(suspects)
         # A pattern of thousands of characters takes a while to make, so it may lag a little behind.
         if len(self._known) > 1.25 * self._num_in_pattern:
             self._may_be_new = _one_of(self._known, but=True)

@@ -144,7 +144,9 @@ class DocumentEncoder:
             rules["normalizer"] = None  # done before, by `decompose_syllables`
         self._fast = _load_fast(rules)
         if self._fast is not None:
-            self._compare([*_PROBES, *_spell_vocabulary(rules)])
+            pieces = _spell_vocabulary(rules)
+            lines = ["\n".join(pieces[at : at + 64]) for at in range(0, len(pieces), 64)]
+            self._compare([*_PROBES, *lines])
             self._check = CharacterCheck(self._agree)
 
     @property
