@@ -10,7 +10,7 @@ CONFIG ?= configs/demo.yaml
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-oldest test-integrations test-conformance conformance check lint clean
+.PHONY: help install demo test test-fast test-oldest test-integrations test-conformance conformance bench check lint clean
 
 help:            ## show the commands
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -74,6 +74,9 @@ $(INTEGRATIONS)/.installed: $(READY)
 
 test-integrations: $(INTEGRATIONS)/.installed ## the libraries, formats and recipes, in an environment with every extra
 	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest -n 2 -q tests/integrations
+
+bench: $(READY)  ## speed beside peers: make bench TEXT=tinyshakespeare.txt NANOGPT=a-checkout
+	$(BIN)/python benchmarks/speed.py all --text $(TEXT) $(if $(NANOGPT),--nanogpt $(NANOGPT)) --json bench.json
 
 check: $(READY)  ## judge, change nothing: format, lint, types, architecture
 	$(BIN)/ruff format --check .

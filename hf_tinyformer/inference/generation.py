@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_tinyformer.errors import ConfigError, DataError
+from hf_tinyformer.inference.decoding import build_chooser, can_decode, decode
 from hf_tinyformer.inference.evaluation import evaluation_mode
 from hf_tinyformer.model.tokenization_tinyformer import TinyFormerTokenizer, compose_syllables
 
@@ -202,17 +203,29 @@ def generate_text(
     if streamer is not None:
         streamer.put(torch.tensor([ids]))
     relay = None if streamer is None else _WindowStreamer(streamer)
+    is_plain, choose = can_decode(model), build_chooser(temperature, top_k, top_p)
     with evaluation_mode(model), _seeded(seed, model.device):
         while (wanted := num_prompt_tokens + max_new_tokens - len(ids)) > 0:
             window, room = _fit_into_context(ids, context, wanted)
-            inputs = torch.tensor([window], device=model.device)
-            output = model.generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                generation_config=GenerationConfig(max_new_tokens=room, **settings),
-                streamer=relay,
-            )
-            ids = ids + output[0, len(window) :].tolist()
+            if is_plain:
+                [new] = decode(
+                    model,
+                    [window],
+                    max_new_tokens=room,
+                    choose=choose,
+                    stop_ids=stop_ids,
+                    on_tokens=None if streamer is None else streamer.put,
+                )
+            else:
+                inputs = torch.tensor([window], device=model.device)
+                output = model.generate(
+                    inputs,
+                    attention_mask=torch.ones_like(inputs),
+                    generation_config=GenerationConfig(max_new_tokens=room, **settings),
+                    streamer=relay,
+                )
+                new = output[0, len(window) :].tolist()
+            ids = ids + new
             if ids[-1] in stop_ids:
                 break
     if streamer is not None:
