@@ -324,9 +324,7 @@ def report(what: str, num_bytes: int, found: dict[str, list[dict[str, Any]]], eq
     """Print each side's median speed, and the ratios to the first side in the same round."""
     ours, *others = found
     seconds = {name: [result["seconds"] for result in results] for name, results in found.items()}
-    print(
-        f"\n{what}: {num_bytes / 1e6:.1f} MB, {len(seconds[ours])} rounds, 2 processes or threads"
-    )
+    say(f"\n{what}: {num_bytes / 1e6:.1f} MB, {len(seconds[ours])} rounds, 2 processes or threads")
     for name, times in seconds.items():
         speed = num_bytes / 1e6 / statistics.median(times)
         line = f"  {name:22} {statistics.median(times):8.2f} s {speed:8.1f} MB/s"
