@@ -61,10 +61,11 @@ class TrainConfig:
     """Gradients are scaled down to this norm. 0 leaves them as they are."""
 
     mixed_precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 on CUDA and on CPUs with AMX, else fp32. Weights stay float32."""
+    """`auto`: bf16 on CUDA and on CPUs with AMX or AVX512_BF16, else fp32. Weights stay float32."""
 
-    compile: bool = False
-    """Compile the model with torch.compile: slow to start, faster afterwards."""
+    compile: bool | None = None
+    """Compile the model with torch.compile: slow to start, faster afterwards. Unset: where one
+    process trains for so long that it pays off, and there is a C++ compiler."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""

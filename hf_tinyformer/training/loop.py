@@ -38,7 +38,7 @@ from hf_tinyformer.training.metrics import (
     without_odd_numbers,
 )
 from hf_tinyformer.training.precision import name_precision
-from hf_tinyformer.training.preparation import prepare_model
+from hf_tinyformer.training.preparation import compiles, prepare_model
 from hf_tinyformer.training.processes import Processes
 from hf_tinyformer.training.randomness import derive_seed
 from hf_tinyformer.training.resume import find_start
@@ -128,7 +128,9 @@ class _Run:
 
     def _build_runner(self, resumed_from: Path | None) -> StepRunner:
         model, config, accelerator = self.bare_model, self.config, self.accelerator
-        called, optimizers = prepare_model(model, config, accelerator)
+        length = self.data.sequence_length
+        self.is_compiled = compiles(model, config, accelerator, sequence_length=length)
+        called, optimizers = prepare_model(model, config, accelerator, sequence_length=length)
         if resumed_from is not None:
             load_optimizers(model, optimizers, resumed_from)
             if accelerator.scaler is not None and self.state.scaler:
@@ -161,6 +163,7 @@ class _Run:
             "processes": self.processes.count,
             **({"weights": self.processes.sharing} if self.processes.count > 1 else {}),
             "precision": name_precision(self.accelerator),
+            **({"compiled": "yes; the first step takes a while"} if self.is_compiled else {}),
             "optimizer": self.config.optimizer,
             "tokens_per_step": self.tokens_per_step,
             "micro_batch_size": self.runner.micro_batch_size,

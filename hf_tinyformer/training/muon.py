@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hf_tinyformer.training.precision import supports_bf16_matmul
-
 # The cubic-free start is steep on purpose: small singular values reach 1 in five steps, and all end
 # between about 0.7 and 1.2, which trains as well as exactly 1.
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -74,6 +72,7 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Take the parameters.
 
@@ -82,11 +81,13 @@ class Muon(torch.optim.Optimizer):
             lr: Learning rate.
             momentum: Memory of the gradient; Nesterov's form is always used.
             weight_decay: Decoupled decay: each step multiplies weights by 1 - lr * weight_decay.
+            dtype: What updates are made orthogonal in; bfloat16 is enough where it is fast.
 
         Raises:
             ValueError: If a parameter has not two dimensions.
         """
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._dtype = dtype
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
@@ -135,14 +136,12 @@ class Muon(torch.optim.Optimizer):
             indices[(*sorted(direction.shape), direction.device)].append(index)
         return list(indices.values())
 
-    @staticmethod
     def _apply(
-        parameters: list[Tensor], directions: Sequence[Tensor], batch: list[int], lr: float
+        self, parameters: list[Tensor], directions: Sequence[Tensor], batch: list[int], lr: float
     ) -> None:
         whole = [_whole(directions[index]) for index in batch]
         wide = torch.stack([d.mT if d.shape[0] > d.shape[1] else d for d in whole])
-        dtype = torch.bfloat16 if supports_bf16_matmul(wide.device) else torch.float32
-        updates = orthogonalize(wide, dtype=dtype)
+        updates = orthogonalize(wide, dtype=self._dtype)
         for index, update in zip(batch, updates.unbind(), strict=True):
             parameter = parameters[index]
             rows, columns = parameter.shape

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.muon import Muon
+from hf_tinyformer.training.precision import supports_bf16_matmul
 
 
 def hidden_matrix_names(model: nn.Module) -> set[str]:
@@ -71,12 +72,15 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     rest = [p for name, p in trainable.items() if name not in for_muon]
     optimizers: list[Optimizer] = []
     if muon_matrices:
+        is_fast = supports_bf16_matmul(muon_matrices[0].device)
+        precise = config.mixed_precision == "fp32" or not is_fast
         optimizers.append(
             Muon(
                 muon_matrices,
                 lr=config.muon_learning_rate,
                 momentum=config.muon_momentum,
                 weight_decay=config.weight_decay,
+                dtype=torch.float32 if precise else torch.bfloat16,
             )
         )
     if rest:

@@ -20,19 +20,21 @@ from hf_tinyformer.training.config import TrainConfig
 def supports_bf16_matmul(device: torch.device) -> bool:
     """Say whether bfloat16 matrix products are faster than float32 ones on a device.
 
-    On a CPU that takes AMX tiles: without them oneDNN's bfloat16 is no faster, and autocast around
-    it is slower (pytorch issues 86270 and 118499).
+    On a CPU that takes instructions for it: AMX tiles, or AVX-512's, twice as fast as float32 on
+    AMD's Zen 4 (docs/benchmarks.md). Without them oneDNN's bfloat16 is no faster, and autocast
+    around it is slower (pytorch issues 86270 and 118499).
 
     Args:
         device: Where the matrices lie.
 
     Returns:
-        True on CUDA from compute capability 8.0 on, and on CPUs with AMX.
+        True on CUDA from compute capability 8.0 on, and on CPUs with AMX or AVX512_BF16.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
     return False
 
 

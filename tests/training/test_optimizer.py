@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from hf_tinyformer.training import muon
+from hf_tinyformer.training import optimizer as optimizer_module
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.muon import Muon
 from hf_tinyformer.training.optimizer import (
@@ -42,6 +44,32 @@ def test_every_parameter_has_one_optimizer_and_tied_ones_count_once():
     assert len(owned) == len({id(p) for p in owned})
     assert {id(p) for p in owned} == {id(p) for p in model.parameters()}
     assert [type(o) for o in optimizers] == [Muon, torch.optim.AdamW]
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "expected"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("bf16", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("fp32", True, torch.float32),
+    ],
+)
+def test_muon_computes_in_bfloat16_where_it_is_fast_and_not_refused(
+    monkeypatch, precision, fast, expected
+):
+    monkeypatch.setattr(optimizer_module, "supports_bf16_matmul", lambda device: fast)
+    seen = []
+    monkeypatch.setattr(
+        muon, "orthogonalize", lambda matrices, *, dtype: (seen.append(dtype), matrices)[1]
+    )
+    model = Tiny()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+
+    build_optimizers(model, TrainConfig(mixed_precision=precision))[0].step()
+
+    assert seen == [expected]
 
 
 def test_adamw_alone_takes_everything():

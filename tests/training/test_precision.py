@@ -25,12 +25,22 @@ def test_fp16_on_a_cpu_is_refused():
         choose_precision("fp16", CPU)
 
 
-@pytest.mark.parametrize("has_amx", [True, False])
-def test_a_cpu_counts_as_fast_by_its_tiles(monkeypatch: pytest.MonkeyPatch, has_amx: bool):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
+@pytest.mark.parametrize(
+    ("capabilities", "fast"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, True),
+        ({"amx_bf16": False, "avx512_bf16": True}, True),
+        ({"amx_bf16": False, "avx512_bf16": False, "avx512_f": True}, False),
+        ({}, False),
+    ],
+)
+def test_a_cpu_counts_as_fast_by_its_instructions(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], fast: bool
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     supports_bf16_matmul.cache_clear()
 
-    assert supports_bf16_matmul(CPU) is has_amx
+    assert supports_bf16_matmul(CPU) is fast
     supports_bf16_matmul.cache_clear()
 
 

@@ -137,7 +137,7 @@ model = TinyFormerForCausalLM(TinyFormerConfig(
     vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
     max_position_embeddings=16))
 whole = sum(p.numel() for p in model.parameters())
-prepare_model(model, config, accelerator)
+prepare_model(model, config, accelerator, sequence_length=16)
 mine = sum(p.to_local().numel() for p in model.parameters())
 # In one write, so that the two processes' lines stay apart.
 os.write(1, f"held {mine} of {whole}\\n".encode())
