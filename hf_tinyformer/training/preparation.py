@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.cpu_attention import choose_attention
+from hf_tinyformer.training.loss import LossModel
 from hf_tinyformer.training.optimizer import build_optimizers
 
 WORTH_COMPILING = {"cpu": 1e14, "cuda": 1e16}
@@ -84,7 +85,15 @@ def prepare_model(
         _enable_gradient_checkpointing(model)
     _choose_attention(model, accelerator, sequence_length)
     is_compiled = compiles(model, config, accelerator, sequence_length=sequence_length)
-    called: Any = torch.compile(model) if is_compiled else model
+    called: Any = model
+    # FSDP2 gathers a layer's weights when the layer is called, so there the head has to be.
+    if (
+        isinstance(model, TinyFormerForCausalLM)
+        and accelerator.distributed_type != DistributedType.FSDP
+    ):
+        called = LossModel(model)
+    if is_compiled:
+        called = torch.compile(called)
     if accelerator.distributed_type == DistributedType.FSDP:
         # FSDP2 swaps parameters for shards, in the optimizers too.
         optimizers = build_optimizers(model, config)
