@@ -25,9 +25,7 @@ class _TokenLoss(torch.autograd.Function):
     """Sum of the tokens' cross entropies; both gradients are computed on the way forward."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, hidden_states: Tensor, weight: Tensor, labels: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         """Score rows.
 
         Args:
@@ -55,7 +53,7 @@ class _TokenLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, Tensor, None]:
         """Scale the gradients that are there already.
 
         Args:
@@ -83,7 +81,7 @@ def token_loss(hidden_states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        loss: Tensor = _TokenLoss.apply(
+        loss: Tensor = _TokenLoss.apply(  # type: ignore[no-untyped-call]
             hidden_states.flatten(0, 1).to(dtype), weight.to(dtype), labels.flatten()
         )
     return loss

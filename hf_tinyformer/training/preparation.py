@@ -93,6 +93,8 @@ def prepare_model(
     ):
         called = LossModel(model)
     if is_compiled:
+        # Nobody asked for it then: where the compiler fails, training goes on without, and says so.
+        torch._dynamo.config.suppress_errors = config.compile is None
         called = torch.compile(called)
     if accelerator.distributed_type == DistributedType.FSDP:
         # FSDP2 swaps parameters for shards, in the optimizers too.
