@@ -152,11 +152,11 @@ def spoil_loss(model, at):
     calls = iter(range(1000))
 
     def hook(module, arguments, output):
-        if output.loss is not None and next(calls) in at:
-            output.loss = output.loss * math.inf
+        if module.training and next(calls) in at:
+            output.last_hidden_state = output.last_hidden_state * math.inf
         return output
 
-    model.register_forward_hook(hook)
+    model.model.register_forward_hook(hook)
     return model
 
 
