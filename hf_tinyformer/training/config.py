@@ -55,7 +55,10 @@ class TrainConfig:
     """AdamW's guard against division by zero."""
 
     muon_momentum: float = 0.95
-    """Muon's Nesterov momentum."""
+    """Muon's Nesterov momentum, once it has risen."""
+
+    muon_momentum_warmup_steps: int = 300
+    """Steps over which Muon's momentum rises from 0.7. 0 begins with `muon_momentum`."""
 
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm. 0 leaves them as they are."""
@@ -124,6 +127,7 @@ class TrainConfig:
             "save_every_steps": 0,
             "keep_last": 1,
             "max_bad_steps": 1,
+            "muon_momentum_warmup_steps": 0,
             "sample_tokens": 0,
         }
         for name, minimum in least.items():

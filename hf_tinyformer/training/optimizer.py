@@ -93,6 +93,19 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     return optimizers
 
 
+def set_momentum(optimizers: list[Optimizer], momentum: float) -> None:
+    """Set Muon's momentum for the coming step.
+
+    Args:
+        optimizers: As `build_optimizers` returned them.
+        momentum: From `muon_momentum`.
+    """
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            for group in optimizer.param_groups:
+                group["momentum"] = momentum
+
+
 def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:
     """Set every group's rate for the coming step.
 

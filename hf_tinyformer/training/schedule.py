@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore.
+"""Learning rate and momentum as pure functions of the step: nothing to save, nothing to restore.
 
 Sources: warm-up, stable, linear decay, Hägele et al. 2024, "Scaling Laws and Compute-Optimal
 Training Beyond Fixed Training Durations", section 3; cosine, Loshchilov and Hutter 2017, "SGDR",
@@ -8,6 +8,10 @@ equation 5.
 import math
 
 from hf_tinyformer.training.config import TrainConfig
+
+FIRST_MOMENTUM = 0.7
+"""Muon's momentum at the first step. Gradients turn quickly in the beginning, so a long memory is
+then a memory of what no longer holds (docs/benchmarks.md)."""
 
 
 def _decay_progress(step: int, config: TrainConfig) -> float:
@@ -45,3 +49,19 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
         height = 1.0 - progress
     floor = config.min_learning_rate_ratio
     return floor + (1.0 - floor) * height
+
+
+def muon_momentum(step: int, config: TrainConfig) -> float:
+    """Return Muon's momentum for a step: it rises in a straight line to `muon_momentum`.
+
+    Args:
+        step: Optimizer steps taken before this one: 0 for the first.
+        config: The run's settings.
+
+    Returns:
+        A number from 0 to 1, never above `config.muon_momentum`.
+    """
+    last, rising = config.muon_momentum, config.muon_momentum_warmup_steps
+    if step >= rising or last <= FIRST_MOMENTUM:
+        return last
+    return FIRST_MOMENTUM + (last - FIRST_MOMENTUM) * step / rising

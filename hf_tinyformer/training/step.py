@@ -20,10 +20,10 @@ from torch.optim import Optimizer
 
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.training.config import TrainConfig
-from hf_tinyformer.training.optimizer import set_learning_rates
+from hf_tinyformer.training.optimizer import set_learning_rates, set_momentum
 from hf_tinyformer.training.processes import Processes
 from hf_tinyformer.training.randomness import derive_seed
-from hf_tinyformer.training.schedule import learning_rate_factor
+from hf_tinyformer.training.schedule import learning_rate_factor, muon_momentum
 
 
 class Batches(Protocol):
@@ -239,6 +239,7 @@ class StepRunner:
         scaler: Any = self.accelerator.scaler
         if finite:
             set_learning_rates(self.optimizers, factor)
+            set_momentum(self.optimizers, muon_momentum(step, self.config))
             for optimizer in self.optimizers:
                 if scaler is None:
                     optimizer.step()

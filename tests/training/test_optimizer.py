@@ -12,6 +12,7 @@ from hf_tinyformer.training.optimizer import (
     build_optimizers,
     hidden_matrix_names,
     set_learning_rates,
+    set_momentum,
 )
 
 
@@ -150,3 +151,12 @@ def test_a_copied_model_moves_the_same_way(optimizer):
 
     for one, other in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_momentum_is_set_for_muon_alone():
+    optimizers = build_optimizers(Tiny(), TrainConfig())
+
+    set_momentum(optimizers, 0.8)
+
+    assert [group["momentum"] for group in optimizers[0].param_groups] == [0.8]
+    assert all("momentum" not in group for group in optimizers[1].param_groups)

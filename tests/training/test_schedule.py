@@ -3,7 +3,7 @@ import math
 import pytest
 
 from hf_tinyformer.training.config import TrainConfig
-from hf_tinyformer.training.schedule import learning_rate_factor
+from hf_tinyformer.training.schedule import learning_rate_factor, muon_momentum
 
 
 def factors(**settings):
@@ -52,3 +52,19 @@ def test_a_decay_that_reaches_into_the_warm_up_begins_after_it():
 
 def test_without_decay_the_peak_stays():
     assert factors(max_steps=3, warmup_steps=0, decay_fraction=0.0) == [1.0, 1.0, 1.0]
+
+
+def test_momentum_rises_in_a_straight_line_and_stays():
+    config = TrainConfig(muon_momentum=0.95, muon_momentum_warmup_steps=100)
+
+    found = [muon_momentum(step, config) for step in (0, 50, 99, 100, 5000)]
+
+    assert found == pytest.approx([0.7, 0.825, 0.9475, 0.95, 0.95])
+
+
+def test_a_momentum_below_the_first_and_no_rise_at_all_are_flat():
+    low = TrainConfig(muon_momentum=0.6)
+    flat = TrainConfig(muon_momentum_warmup_steps=0)
+
+    assert {muon_momentum(step, low) for step in (0, 10, 1000)} == {0.6}
+    assert muon_momentum(0, flat) == 0.95
