@@ -102,7 +102,7 @@ class TinyFormerRotaryEmbedding(nn.Module):
     inv_freq: Tensor
     original_inv_freq: Tensor
 
-    def __init__(self, config: TinyFormerConfig) -> None:
+    def __init__(self, config: TinyFormerConfig, device: torch.device | None = None) -> None:
         super().__init__()
         self.config = config
         self.max_seq_len_cached = config.max_position_embeddings
@@ -111,23 +111,24 @@ class TinyFormerRotaryEmbedding(nn.Module):
         compute: Callable[..., tuple[Tensor, float]] = self.compute_default_rope_parameters
         if self.rope_type != "default":
             compute = ROPE_INIT_FUNCTIONS[self.rope_type]
-        inv_freq, self.attention_scaling = compute(config)
+        inv_freq, self.attention_scaling = compute(config, device)
         self.inv_freq = nn.Buffer(inv_freq, persistent=False)
         self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
 
     @staticmethod
     def compute_default_rope_parameters(
-        config: TinyFormerConfig, *_: Any, **__: Any
+        config: TinyFormerConfig, device: torch.device | None = None, *_: Any, **__: Any
     ) -> tuple[Tensor, float]:
         """Compute the angle by which each pair turns per position.
 
         Args:
             config: Gives `head_dim` and `rope_parameters["rope_theta"]`.
+            device: Where to make them.
 
         Returns:
             Radians per position, shape `(head_dim / 2,)`, and the scale of cosines and sines, 1.
         """
-        column = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
+        column = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
         return 1.0 / config.rope_parameters["rope_theta"] ** (column / config.head_dim), 1.0
 
     def _apply(
