@@ -376,7 +376,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         type=Path,
-        default=HERE.parent / "configs" / "shakespeare_char.yaml",
+        default=HERE.parent / "configs" / "shakespeare_quick.yaml",
         help="run of ours that `loss` times",
     )
     parser.add_argument(
