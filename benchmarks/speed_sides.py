@@ -52,7 +52,7 @@ def validation_loss(logits_of: Any, ids: np.ndarray, context: int) -> float:
                 group.setdefault(len(row), []).append(row)
             for rows in group.values():
                 batch = torch.from_numpy(np.stack(rows))
-                logits = logits_of(batch[:, :-1]).float().flatten(0, 1)
+                logits = logits_of(batch[:, :-1].contiguous()).float().flatten(0, 1)
                 targets = batch[:, 1:].flatten()
                 total += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
     return total / (len(ids) - 1)
