@@ -76,27 +76,31 @@ Product = Callable[[Tensor], Tensor]
 """Takes `(batch, inputs)` and returns `(batch, outputs)`."""
 
 NARROW = 512
-"""Outputs up to which a product on a CPU is divided more finely than among the threads."""
+"""Outputs up to which the product of one row is divided more finely than among the threads."""
+
+FEW_ROWS = 32
+"""Rows up to which reading the weights takes longer than computing with them."""
 
 
 def _make_product(layers: Sequence[nn.Linear], batch: int) -> Product:
     """Make one product out of several with the same input.
 
-    One row on a CPU is a matter of reading the weights. torch's own product of a row reads them
+    A few rows on a CPU are a matter of reading the weights. torch's own product of a row reads them
     with one core; divided into blocks of columns it takes all of them, and less than half the time.
     """
     weights: list[Tensor] = [layer.weight for layer in layers]
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     weight, bias = torch.cat(weights), torch.cat(biases) if biases else None
-    if batch > 1 or weight.device.type != "cpu":
+    if batch > FEW_ROWS or weight.device.type != "cpu":
         return lambda states: functional.linear(states, weight, bias)
     outputs = len(weight)
-    most = torch.get_num_threads() * (4 if outputs <= NARROW else 1)
+    most = torch.get_num_threads() * (4 if outputs <= NARROW or batch > 1 else 1)
     parts = next(count for count in range(min(most, outputs), 0, -1) if outputs % count == 0)
     blocks = weight.view(parts, outputs // parts, -1).transpose(1, 2).contiguous()
 
     def multiply(states: Tensor) -> Tensor:
-        product = torch.bmm(states.expand(parts, 1, -1), blocks).view(1, outputs)
+        product = torch.bmm(states.expand(parts, batch, -1), blocks)  # (parts, batch, columns)
+        product = product.transpose(0, 1).reshape(batch, outputs)
         return product if bias is None else product + bias
 
     return multiply
