@@ -15,7 +15,7 @@ _ASCII = frozenset(map(chr, range(128)))
 def _surround(character: str) -> str:
     """Put a character where its being a letter, digit, sign or space shows."""
     c = character
-    return f"ab{c}ab {c}ab 1{c}2 !{c}!\n{c}  {c}{c}"
+    return f"ab{c}ab {c}ab  {c} 1{c}234 !{c}!\n{c}  {c}{c}\n '{c} {c}\n\n  x{c}  1{c}\t{c}a"
 
 
 def _one_of(characters: Iterable[str], *, but: bool = False) -> re.Pattern[str]:

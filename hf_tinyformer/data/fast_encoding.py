@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SHARE_COMPARED = 512
+_SHARE_COMPARED = 256
 """One byte in so many is also encoded by `tokenizers`, some twenty times as slow."""
 
 _PIECE = 2048
