@@ -143,7 +143,8 @@ class DocumentEncoder:
         if self._is_jamo:
             rules["normalizer"] = None  # done before, by `decompose_syllables`
         self._fast = _load_fast(rules)
-        if self._fast is not None:
+        self._is_fast = self._fast is not None
+        if self._is_fast:
             pieces = _spell_vocabulary(rules)
             lines = ["\n".join(pieces[at : at + 64]) for at in range(0, len(pieces), 64)]
             self._compare([*_PROBES, *lines])
@@ -152,14 +153,14 @@ class DocumentEncoder:
     @property
     def name(self) -> str:
         """The library that encodes, with its version."""
-        library = "tokenizers" if self._fast is None else "gigatoken"
+        library = "gigatoken" if self._is_fast else "tokenizers"
         return f"{library} {importlib.metadata.version(library)}"
 
     def distrust(self, name: str) -> None:
         """Use a library no more, by its `name`."""
         self.distrusted.add(name)
-        if self._fast is not None and self.name in self.distrusted:
-            self._fast = None
+        if self._is_fast and self.name in self.distrusted:
+            self._is_fast = False
 
     def _encode_slowly(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         encoded = encode_documents(self._tokenizer, texts)
@@ -215,33 +216,54 @@ class DocumentEncoder:
         )
         self.distrust(self.name)
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Encode documents on all cores.
+    def examine(self, texts: Sequence[str]) -> list[int]:
+        """Compare the libraries on what is new in some documents, and on a sample of them.
+
+        Any thread may do it while another one encodes.
 
         Args:
             texts: Documents without lone surrogates (see `check_text`).
 
         Returns:
+            The places of the documents that only `tokenizers` may encode.
+        """
+        if not self._is_fast or not texts:
+            return []
+        strange = self._check.find_strange(texts)
+        apart = set(strange)
+        self._compare(_sample([text for at, text in enumerate(texts) if at not in apart]))
+        return strange
+
+    def encode(
+        self, texts: Sequence[str], strange: Sequence[int] | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Encode documents on all cores.
+
+        Args:
+            texts: Documents without lone surrogates (see `check_text`).
+            strange: What `examine` found in them; unset, they are examined here.
+
+        Returns:
             The ids of all documents, end to end, and how many each has, both one-dimensional.
         """
-        if self._fast is None or not texts:
+        if strange is None:
+            strange = self.examine(texts)
+        if not self._is_fast or not texts:
             return self._encode_slowly(texts)
-        strange = self._check.find_strange(texts)
-        if strange:
-            return self._encode_apart(texts, strange)
-        self._compare(_sample(texts))
-        return self._encode_slowly(texts) if self._fast is None else self._encode_fast(texts)
+        return self._encode_apart(texts, strange) if strange else self._encode_fast(texts)
 
     def _encode_apart(
-        self, texts: Sequence[str], strange: list[int]
+        self, texts: Sequence[str], strange: Sequence[int]
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Encode texts, those at some places by `tokenizers`."""
         slow = set(strange)
         easy = [index for index in range(len(texts)) if index not in slow]
         pieces: list[NDArray[Any]] = [np.empty(0)] * len(texts)
-        for places, encode in ((easy, self.encode), (strange, self._encode_slowly)):
+        for places, encode in ((easy, self._encode_fast), (strange, self._encode_slowly)):
+            if not places:
+                continue
             ids, lengths = encode([texts[index] for index in places])
-            for index, part in zip(places, np.split(ids, np.cumsum(lengths)[:-1]), strict=False):
+            for index, part in zip(places, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
                 pieces[index] = part
         lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
         return np.concatenate(pieces), lengths

@@ -210,9 +210,11 @@ class _Waiting:
         return self.bytes >= _BYTES_AT_ONCE or len(self.texts) >= _DOCUMENTS_AT_ONCE
 
 
-def _write_batch(batch: _Waiting, writer: _SplitWriter, encoder: DocumentEncoder) -> int:
+def _write_batch(
+    batch: _Waiting, strange: list[int], writer: _SplitWriter, encoder: DocumentEncoder
+) -> int:
     """Encode some texts and write them; return how many bytes they had."""
-    flat, lengths = encoder.encode(batch.texts)
+    flat, lengths = encoder.encode(batch.texts, strange)
     writer.append(flat, lengths, np.array(batch.sizes, dtype=np.int64))
     unknown = encoder.count_unknown(flat)
     writer.counts.unknown_tokens += unknown
@@ -237,12 +239,13 @@ def _write_part(
             if on_bytes is not None:
                 on_bytes(num_bytes)
 
-    # One thread reads and one encodes, in order; most of the encoding leaves the interpreter free.
+    # One thread reads and examines and one encodes, in order: encoding needs no interpreter.
     with ThreadPoolExecutor(1) as pool:
 
         def encode(split: str) -> None:
             batch, waiting[split] = waiting[split], _Waiting()
-            running.append(pool.submit(_write_batch, batch, writers[split], encoder))
+            strange = encoder.examine(batch.texts)
+            running.append(pool.submit(_write_batch, batch, strange, writers[split], encoder))
             collect(_BATCHES_AHEAD)
 
         try:

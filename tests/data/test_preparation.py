@@ -299,10 +299,10 @@ def test_too_few_tokens_are_an_error_and_the_parts_stay_for_the_next_try(tmp_pat
 class Unreliable(DocumentEncoder):
     """Falls out of trust when it meets a text with the letters `ba`."""
 
-    def encode(self, texts):
+    def examine(self, texts):
         if any("ba" in text for text in texts):
             self.distrust("fast 1.0")
-        return super().encode(texts)
+        return super().examine(texts)
 
     @property
     def name(self):
