@@ -2,8 +2,9 @@
 
 `generate` prepares inputs, builds masks and grows a cache anew for every token, which for a small
 model costs several times what the model does. Here the cache has its full length from the start,
-query, key and value come out of one product, and all that depends on positions is a table. The
-numbers are those of the model's forward with a cache, up to the order in which float32 sums are
+query, key and value come out of one product, and all that depends on positions is a table. On CUDA
+a step is recorded once as a graph and replayed, so a token costs one launch instead of hundreds.
+The numbers are those of the model's forward with a cache, up to the order in which float32 sums are
 taken.
 """
 
@@ -115,6 +116,18 @@ def _make_norm(module: Any) -> Callable[[Tensor], Tensor]:
     return lambda states: functional.rms_norm(states, weight.shape, weight, eps)
 
 
+Slot = int | Tensor
+"""Place of the new tokens in the cache. As a tensor, `(1,)`, nothing's shape depends on it."""
+
+
+def _remember(cache: Tensor, new: Tensor, slot: Slot) -> Tensor:
+    """Write the new tokens' keys or values, and return those to look at."""
+    if isinstance(slot, int):
+        cache[:, :, slot] = new
+        return cache[:, :, : slot + 1]
+    return cache.index_copy_(2, slot, new[:, :, None])
+
+
 class _Layer:
     """One block for one new token in each row."""
 
@@ -149,7 +162,7 @@ class _Layer:
     def __call__(
         self,
         hidden_states: Tensor,
-        slot: int,
+        slot: Slot,
         angles: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
     ) -> Tensor:
@@ -165,7 +178,7 @@ class _Layer:
     def _attend(
         self,
         states: Tensor,
-        slot: int,
+        slot: Slot,
         angles: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
     ) -> Tensor:
@@ -180,12 +193,10 @@ class _Layer:
             turned = torch.roll(turning, self.head_dim // 2, dims=-1)
             turning = torch.addcmul(turning * cos, turned, sin)
         query, key = turning.split([queries, keys], dim=1)
-        self.keys[:, :, slot] = key
-        self.values[:, :, slot] = value
         attended = functional.scaled_dot_product_attention(
             query[:, :, None],
-            self.keys[:, :, : slot + 1],
-            self.values[:, :, : slot + 1],
+            _remember(self.keys, key, slot),
+            _remember(self.values, value, slot),
             attn_mask=mask,
             scale=self.scaling,
             enable_gqa=queries != keys,
@@ -240,6 +251,7 @@ class TokenDecoder:
         self.slot = 0
         self.is_real: Tensor | None = None
         self.padding: Tensor | None = None
+        self.recording: _Recording | None = None
 
     def _make_tables(self, room: int) -> _Tables:
         base = self.model.model
@@ -288,30 +300,83 @@ class TokenDecoder:
             tokens: Shape `(batch,)`.
 
         Returns:
-            Logits of the tokens that follow, `(batch, vocab_size)`.
+            Logits of the tokens that follow, `(batch, vocab_size)`, good until the next step.
         """
-        slot, tables = self.slot, self.tables
-        place: Any = slot if self.padding is None else slot - self.padding
+        if tokens.is_cuda:
+            self.recording = self.recording or _Recording(self, tokens)
+            logits = self.recording.replay(tokens, self.slot)
+        else:
+            logits = self.compute(tokens, self.slot)
+        self.slot += 1
+        return logits
+
+    def compute(self, tokens: Tensor, slot: Slot) -> Tensor:
+        """Compute a step's logits.
+
+        Args:
+            tokens: Shape `(batch,)`.
+            slot: Where they stand. With a tensor all the cache is looked at, through a mask.
+        """
+        tables = self.tables
+        place = slot if self.padding is None else slot - self.padding
         hidden_states = self.model.model.embed_tokens(tokens)
         if tables.positions is not None:
             hidden_states = hidden_states + tables.positions[place]
         angles = None
         if tables.angles is not None:
             cos, sin = (table[place] for table in tables.angles)
-            angles = (cos, sin) if self.padding is None else (cos[:, None], sin[:, None])
-        mask = self._mask()
+            angles = (cos, sin) if isinstance(place, int) else (cos[:, None], sin[:, None])
+        mask = self._mask(slot)
         for layer in self.layers:
             hidden_states = layer(hidden_states, slot, angles, mask)
-        self.slot += 1
         return self.model.lm_head(self.norm(hidden_states))
 
-    def _mask(self) -> Tensor | None:
-        seen = self.slot + 1
-        is_real = None if self.is_real is None else self.is_real[..., :seen]
-        if self.tables.bias is None:
-            return is_real
-        bias = self.tables.bias[..., -seen:]
-        return bias if is_real is None else bias.masked_fill(~is_real, float("-inf"))
+    def _mask(self, slot: Slot) -> Tensor | None:
+        is_real, bias = self.is_real, self.tables.bias
+        if isinstance(slot, int):
+            is_real = None if is_real is None else is_real[..., : slot + 1]
+            bias = None if bias is None else bias[..., -slot - 1 :]
+        else:
+            slots = torch.arange(self.cache.shape[4], device=slot.device)
+            is_past = (slots <= slot)[None, None, None]
+            is_real = is_past if is_real is None else is_real & is_past
+            if bias is not None:
+                bias = bias[..., (slots - slot - 1) % len(slots)]
+        if bias is None or is_real is None:
+            return is_real if bias is None else bias
+        return bias.masked_fill(~is_real, float("-inf"))
+
+
+class _Recording:
+    """A step of a decoder as a CUDA graph."""
+
+    def __init__(self, decoder: TokenDecoder, tokens: Tensor) -> None:
+        """Record it.
+
+        Args:
+            decoder: Stands before a step.
+            tokens: Any of the step's shape.
+        """
+        self.tokens = tokens.clone()
+        self.slot = torch.tensor([decoder.slot], device=tokens.device)
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            # Libraries set themselves up in the first runs, which a graph may not hold. Each writes
+            # to the slot that the first replay writes to as well.
+            for _ in range(3):
+                decoder.compute(self.tokens, self.slot)
+        torch.cuda.current_stream().wait_stream(beside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = decoder.compute(self.tokens, self.slot)
+
+    def replay(self, tokens: Tensor, slot: int) -> Tensor:
+        """Compute a step's logits, into the same memory each time."""
+        self.tokens.copy_(tokens)
+        self.slot.fill_(slot)
+        self.graph.replay()
+        return self.logits
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Any]:

@@ -73,6 +73,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
     ) -> None:
         """Take the parameters.
 
@@ -82,12 +83,16 @@ class Muon(torch.optim.Optimizer):
             momentum: Memory of the gradient; Nesterov's form is always used.
             weight_decay: Decoupled decay: each step multiplies weights by 1 - lr * weight_decay.
             dtype: What updates are made orthogonal in; bfloat16 is enough where it is fast.
+            compiled: Compile the iteration with torch.compile, once for each shape of matrices.
 
         Raises:
             ValueError: If a parameter has not two dimensions.
         """
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._dtype = dtype
+        self._orthogonalize = (
+            torch.compile(orthogonalize, dynamic=False) if compiled else orthogonalize
+        )
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
@@ -141,7 +146,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         whole = [_whole(directions[index]) for index in batch]
         wide = torch.stack([d.mT if d.shape[0] > d.shape[1] else d for d in whole])
-        updates = orthogonalize(wide, dtype=self._dtype)
+        updates = self._orthogonalize(wide, dtype=self._dtype)
         for index, update in zip(batch, updates.unbind(), strict=True):
             parameter = parameters[index]
             rows, columns = parameter.shape

@@ -54,7 +54,9 @@ def _adamw(matrices: Sequence[Tensor], vectors: Sequence[Tensor], config: TrainC
     )
 
 
-def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: TrainConfig, *, compiled: bool = False
+) -> list[Optimizer]:
     """Share the trainable parameters out among optimizers.
 
     Each group keeps its peak rate under the key `peak_learning_rate`, see `set_learning_rates`.
@@ -62,6 +64,8 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     Args:
         model: The model, on its device. Tied parameters count once.
         config: The run's settings.
+        compiled: Whether the run is. Muon then compiles too on CUDA, where what stands between its
+            products counts; on a CPU they are all.
 
     Returns:
         `[Muon, AdamW]` or `[AdamW]`; an optimizer without parameters is left out.
@@ -72,7 +76,8 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     rest = [p for name, p in trainable.items() if name not in for_muon]
     optimizers: list[Optimizer] = []
     if muon_matrices:
-        is_fast = supports_bf16_matmul(muon_matrices[0].device)
+        device = muon_matrices[0].device
+        is_fast = supports_bf16_matmul(device)
         precise = config.mixed_precision == "fp32" or not is_fast
         optimizers.append(
             Muon(
@@ -81,6 +86,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
                 momentum=config.muon_momentum,
                 weight_decay=config.weight_decay,
                 dtype=torch.float32 if precise else torch.bfloat16,
+                compiled=compiled and device.type == "cuda",
             )
         )
     if rest:

@@ -106,4 +106,4 @@ def prepare_model(
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(called, buffers)
     # The optimizers stay our own: their rates are set by step, not by a wrapper.
     called = accelerator.prepare(called)
-    return called, build_optimizers(model, config)
+    return called, build_optimizers(model, config, compiled=is_compiled)

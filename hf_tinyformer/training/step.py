@@ -192,7 +192,7 @@ class StepRunner:
                 # Gradients are averaged over processes, but the loss is a sum over them.
                 self.accelerator.backward(outputs.loss * self.processes.count)
             total += outputs.loss.detach()
-            # On a GPU the device is still at work here: the next rows are read meanwhile.
+            # On a GPU the device is still at work here: the next rows are read and sent meanwhile.
             self._prepare(
                 *((step, index + self.processes.count) if number < last else (step + 1, None))
             )
@@ -212,17 +212,18 @@ class StepRunner:
         index = self.processes.rank if index is None else index
         start = index * self.micro_batch_size
         rows = self.batches.rows(step)[start : start + self.micro_batch_size]
-        self._prepared = {(step, index): self.batches.batch(rows)}
+        batch, device = self.batches.batch(rows), self.accelerator.device
+        if device.type == "cuda":
+            # From pinned memory nobody waits for the copy: it is queued behind the work at hand.
+            batch = {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
+        else:
+            batch = {name: value.to(device) for name, value in batch.items()}
+        self._prepared = {(step, index): batch}
 
     def _take(self, step: int, index: int) -> dict[str, Tensor]:
         if (step, index) not in self._prepared:
             self._prepare(step, index)
-        batch = self._prepared.pop((step, index))
-        device = self.accelerator.device
-        if device.type == "cuda":
-            # Pinned memory lets the copy run beside the computation.
-            return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
-        return {name: value.to(device) for name, value in batch.items()}
+        return self._prepared.pop((step, index))
 
     def _gradients(self) -> Iterator[Tensor]:
         return (p.grad for p in self.parameters if p.grad is not None)

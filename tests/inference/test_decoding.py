@@ -77,17 +77,27 @@ def test_greedy_text_is_that_of_generate(settings):
     assert alone == [by_generate(model, [prompt], 20)[0] for prompt in PROMPTS]
 
 
+class InFixedShapes(TokenDecoder):
+    """Takes steps as a CUDA graph does, in which no shape depends on the slot."""
+
+    def step(self, tokens):
+        logits = self.compute(tokens, torch.tensor([self.slot]))
+        self.slot += 1
+        return logits
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("lengths", [(6, 6), (6, 3)])
-def test_logits_are_those_of_the_forward(scheme, lengths):
-    model = build(position_embedding_type=scheme)
+@pytest.mark.parametrize("decoder_class", [TokenDecoder, InFixedShapes])
+def test_logits_are_those_of_the_forward(scheme, lengths, decoder_class):
+    model = build(position_embedding_type=scheme, num_key_value_heads=2)
     ids = torch.randint(0, 61, (2, 16))
     padding = [6 - length for length in lengths]
     mask = torch.ones_like(ids)
     mask[1, : padding[1]] = 0
     with torch.inference_mode():
         expected = model(input_ids=ids, attention_mask=mask).logits
-        decoder = TokenDecoder(model, ids, 16)
+        decoder = decoder_class(model, ids, 16)
         found = [decoder.read(ids[:, :6], mask[:, :6] if any(padding) else None)]
         found += [decoder.step(ids[:, place]) for place in range(6, 16)]
 
@@ -95,6 +105,18 @@ def test_logits_are_those_of_the_forward(scheme, lengths):
     torch.testing.assert_close(
         torch.stack(found[:-1], dim=1), expected[:, 5:-1], rtol=0, atol=2e-5 * expected.abs().max()
     )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_recorded_step_writes_what_generate_writes(scheme):
+    model = build(position_embedding_type=scheme).cuda()
+    greedy = build_chooser(0, 0, 1.0)
+
+    for _ in range(2):
+        found = decode(model, PROMPTS, max_new_tokens=20, choose=greedy)
+        assert found == decode(model.cpu(), PROMPTS, max_new_tokens=20, choose=greedy)
+        model.cuda()
 
 
 def test_a_text_ends_at_a_stop_token_and_the_others_go_on():

@@ -121,3 +121,19 @@ def test_a_parameter_without_gradient_does_not_move():
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match=r"shape \(3,\).*matrices only"):
         Muon([torch.nn.Parameter(torch.zeros(3))])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch's compiler
+def test_compiled_steps_are_the_same():
+    torch.manual_seed(0)
+    weights = {compiled: torch.nn.Parameter(torch.ones(6, 4)) for compiled in (False, True)}
+    gradient = torch.randn(6, 4)
+    for compiled, weight in weights.items():
+        optimizer = Muon([weight], compiled=compiled)
+        for _ in range(2):
+            weight.grad = gradient.clone()
+            optimizer.step()
+
+    # Fused float32 operations round at other places.
+    torch.testing.assert_close(weights[True], weights[False], rtol=0, atol=1e-5)
