@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_tinyformer.data.corpus import DataConfig
+from hf_tinyformer.data.config import DataConfig
 from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.inference.sizes import format_bytes, measure_sizes
 from hf_tinyformer.run_config import RunConfig, build_model_config

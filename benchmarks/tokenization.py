@@ -79,7 +79,8 @@ def child_encode_ours(file: str, tokenizer: str, folder: str) -> dict[str, Any]:
     import gigatoken  # noqa: F401
     import pyarrow.ipc  # noqa: F401
 
-    from hf_tinyformer.data.corpus import DataConfig, plan_parts, read_part
+    from hf_tinyformer.data.config import DataConfig
+    from hf_tinyformer.data.corpus import plan_parts, read_part
     from hf_tinyformer.data.preparation import prepare_token_store
     from hf_tinyformer.data.tokenizer import load_tokenizer
     from hf_tinyformer.data.tokens import open_token_store
@@ -225,8 +226,8 @@ class _FixedEncoder:
 
 def make_large_store(folder: Path) -> None:
     from hf_tinyformer.data import preparation
-    from hf_tinyformer.data.corpus import Part
     from hf_tinyformer.data.documents import Document
+    from hf_tinyformer.data.parts import Part
 
     def read(_part: Part, _on_skip: Any) -> Iterator[tuple[Any, Document]]:
         for _ in range(16):

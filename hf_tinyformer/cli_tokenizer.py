@@ -103,7 +103,8 @@ def report(
 def _read_texts(
     patterns: list[str], text_field: str, config: Path | None, max_megabytes: float
 ) -> list[str]:
-    from hf_tinyformer.data.corpus import iterate_documents, read_files
+    from hf_tinyformer.data.corpus import iterate_documents
+    from hf_tinyformer.data.files import read_files
     from hf_tinyformer.errors import ConfigError
     from hf_tinyformer.run_config import load_run_config
 

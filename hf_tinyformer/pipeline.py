@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerFast
 
 from hf_tinyformer.artifacts import fingerprint, write_text
-from hf_tinyformer.data.corpus import DataConfig
+from hf_tinyformer.data.config import DataConfig
 from hf_tinyformer.data.sources import Source
 from hf_tinyformer.data.tokenizer import tokenizer_fingerprint
 from hf_tinyformer.data.tokens import TokenStores

@@ -14,12 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from hf_tinyformer.artifacts import fingerprint, hold_folder, read_manifest, write_text
-from hf_tinyformer.data.corpus import (
-    describe_inputs,
-    iterate_documents,
-    pin_revisions,
-    plan_parts,
-)
+from hf_tinyformer.data.corpus import describe_inputs, iterate_documents, pin_revisions, plan_parts
 from hf_tinyformer.data.existing_tokenizer import adopt_tokenizer, describe_tokenizer
 from hf_tinyformer.data.statistics import Group, add_tokens, describe_corpus, describe_store
 from hf_tinyformer.data.store_job import StoreJob, run_job

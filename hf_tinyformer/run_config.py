@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
-from hf_tinyformer.data.corpus import DataConfig
+from hf_tinyformer.data.config import DataConfig
 from hf_tinyformer.data.sources import WeightedSource
 from hf_tinyformer.data.tokenizer_config import TokenizerConfig
 from hf_tinyformer.errors import ConfigError

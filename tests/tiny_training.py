@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_tinyformer.data.corpus import DataConfig, Document
+from hf_tinyformer.data.config import DataConfig
+from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.preparation import write_token_store
 from hf_tinyformer.data.tokenizer import train_tokenizer
 from hf_tinyformer.data.tokenizer_config import TokenizerConfig

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_tinyformer.data.corpus import DataConfig, plan_parts
+from hf_tinyformer.data.config import DataConfig
+from hf_tinyformer.data.corpus import plan_parts
 from hf_tinyformer.data.corpus_scan import TRAIN, VALIDATION, Scan, read_numbered, scan_corpus
 from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.drop_list import DroppedText

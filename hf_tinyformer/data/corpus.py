@@ -17,9 +17,9 @@ from typing import Any
 from hf_tinyformer.data.config import HELD_OUT, ONLY_SOURCE, DataConfig, Split
 from hf_tinyformer.data.documents import Document, Refuse, Skipped, refuse_all
 from hf_tinyformer.data.drop_list import read_drop_list
-from hf_tinyformer.data.files import list_files, read_files
+from hf_tinyformer.data.files import list_files
 from hf_tinyformer.data.hub_datasets import describe_dataset, needs_pin, pin_revision
-from hf_tinyformer.data.parts import PART_BYTES, Part, plan_files, plan_source, read_source
+from hf_tinyformer.data.parts import Part, plan_files, plan_source, read_source
 from hf_tinyformer.data.sources import (
     Source,
     describe_file,
@@ -27,21 +27,6 @@ from hf_tinyformer.data.sources import (
     rule_of,
 )
 from hf_tinyformer.errors import DataError
-
-__all__ = [
-    "PART_BYTES",
-    "DataConfig",
-    "Document",
-    "Part",
-    "Skipped",
-    "Split",
-    "describe_inputs",
-    "iterate_documents",
-    "pin_revisions",
-    "plan_parts",
-    "read_files",
-    "read_part",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_tinyformer.data.corpus import DataConfig, Part, read_part
+from hf_tinyformer.data.config import DataConfig
+from hf_tinyformer.data.corpus import read_part
 from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.drop_list import name_place
 from hf_tinyformer.data.duplicates import (
@@ -27,6 +28,7 @@ from hf_tinyformer.data.duplicates import (
     normalize_text,
     shingle_text,
 )
+from hf_tinyformer.data.parts import Part
 
 VALIDATION, TRAIN = 0, 1
 """Numbers of the splits: the lower one counts as earlier."""

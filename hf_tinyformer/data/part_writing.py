@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_tinyformer.artifacts import fingerprint, read_manifest, write_folder
-from hf_tinyformer.data.corpus import Part, Split
+from hf_tinyformer.data.config import Split
 from hf_tinyformer.data.documents import Document, Skipped
 from hf_tinyformer.data.fast_encoding import DocumentEncoder
+from hf_tinyformer.data.parts import Part
 from hf_tinyformer.data.tokens import SPLITS, STORE_LAYOUT
 from hf_tinyformer.errors import ArtifactError, DataError
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_tinyformer.artifacts import fingerprint, publish_folder, read_file_hashes, read_manifest
-from hf_tinyformer.data.corpus import Part, Split, summarize_skipped
+from hf_tinyformer.data.config import Split
+from hf_tinyformer.data.corpus import summarize_skipped
 from hf_tinyformer.data.documents import Document, Skipped
 from hf_tinyformer.data.fast_encoding import DocumentEncoder
 from hf_tinyformer.data.part_writing import (
@@ -28,6 +29,7 @@ from hf_tinyformer.data.part_writing import (
     encode_part,
     partial_folder,
 )
+from hf_tinyformer.data.parts import Part
 from hf_tinyformer.data.tokens import SPLITS, STORE_LAYOUT
 from hf_tinyformer.errors import DataError
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_tinyformer.artifacts import write_bytes
-from hf_tinyformer.data.corpus import DataConfig, plan_parts, read_part
+from hf_tinyformer.data.config import DataConfig
+from hf_tinyformer.data.corpus import plan_parts, read_part
 from hf_tinyformer.data.scripts import NAMES, count_scripts, name_shares
 
 if TYPE_CHECKING:

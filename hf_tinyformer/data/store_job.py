@@ -10,9 +10,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from hf_tinyformer.data.corpus import DataConfig, Part, read_part
+from hf_tinyformer.data.config import DataConfig
+from hf_tinyformer.data.corpus import read_part
 from hf_tinyformer.data.fast_encoding import DocumentEncoder
 from hf_tinyformer.data.part_writing import encode_part
+from hf_tinyformer.data.parts import Part
 from hf_tinyformer.data.preparation import prepare_token_store
 from hf_tinyformer.data.tokenizer import load_tokenizer
 

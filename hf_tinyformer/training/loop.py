@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from hf_tinyformer.artifacts import hold_folder
 from hf_tinyformer.data.batches import TrainingBatches
-from hf_tinyformer.data.corpus import DataConfig
+from hf_tinyformer.data.config import DataConfig
 from hf_tinyformer.data.tokens import TokenStores
 from hf_tinyformer.errors import TrainingError
 from hf_tinyformer.training.checkpoint import (

@@ -5,7 +5,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hf_tinyformer.data.batches import validation_batches
-from hf_tinyformer.data.corpus import DataConfig
+from hf_tinyformer.data.config import DataConfig
 from hf_tinyformer.data.tokens import TokenStore
 from hf_tinyformer.inference.evaluation import Evaluation, sum_losses, summarize_losses
 from hf_tinyformer.inference.generation import generate_text

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from hf_tinyformer.data import parts
-from hf_tinyformer.data.corpus import DataConfig, plan_parts
+from hf_tinyformer.data.config import DataConfig
+from hf_tinyformer.data.corpus import plan_parts
 from hf_tinyformer.data.distributed_preparation import build_executor, run_executor
 from hf_tinyformer.data.store_job import StoreJob
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hf_tinyformer.data.audit import Audit, audit_corpus
-from hf_tinyformer.data.corpus import DataConfig, iterate_documents
+from hf_tinyformer.data.config import DataConfig
+from hf_tinyformer.data.corpus import iterate_documents
 from hf_tinyformer.data.drop_list import write_drop_list
 from hf_tinyformer.errors import ConfigError
 

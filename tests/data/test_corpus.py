@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_tinyformer.data.corpus import DataConfig, describe_inputs, iterate_documents
+from hf_tinyformer.data.config import DataConfig
+from hf_tinyformer.data.corpus import describe_inputs, iterate_documents
 from hf_tinyformer.errors import ConfigError, DataError
 
 
@@ -398,7 +399,8 @@ def test_preparing_text_prints_nothing_and_warns_of_nothing_also_when_a_program_
     # `tokenizers` warns in a process that was forked after its threads were used.
     write("a.txt", "some text\n" * 2000)
     program = (
-        "from hf_tinyformer.data.corpus import DataConfig, iterate_documents\n"
+        "from hf_tinyformer.data.config import DataConfig\n"
+        "from hf_tinyformer.data.corpus import iterate_documents\n"
         "from hf_tinyformer.data.tokenizer import train_tokenizer\n"
         "from hf_tinyformer.data.tokenizer_config import TokenizerConfig\n"
         "from hf_tinyformer.data.preparation import write_token_store\n"

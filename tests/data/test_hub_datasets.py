@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_tinyformer.data import hub_datasets
+from hf_tinyformer.data.config import DataConfig
 from hf_tinyformer.data.corpus import (
-    DataConfig,
     describe_inputs,
     iterate_documents,
     pin_revisions,

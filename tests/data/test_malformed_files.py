@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_tinyformer.data import documents, json_stream
-from hf_tinyformer.data.corpus import DataConfig, plan_parts, read_part
+from hf_tinyformer.data.config import DataConfig
+from hf_tinyformer.data.corpus import plan_parts, read_part
 from hf_tinyformer.errors import DataError
 
 GOOD = "the good file"

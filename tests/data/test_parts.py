@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_tinyformer.data import parts as parts_module
-from hf_tinyformer.data.corpus import DataConfig, iterate_documents, plan_parts, read_part
+from hf_tinyformer.data.config import DataConfig
+from hf_tinyformer.data.corpus import iterate_documents, plan_parts, read_part
 from hf_tinyformer.data.sources import WeightedSource
 from hf_tinyformer.errors import DataError
 

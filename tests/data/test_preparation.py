@@ -16,10 +16,10 @@ from forked import killed_at
 
 from hf_tinyformer.artifacts import read_manifest
 from hf_tinyformer.data import part_writing, preparation
-from hf_tinyformer.data.corpus import Part
 from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.fast_encoding import DocumentEncoder
 from hf_tinyformer.data.part_writing import encode_part
+from hf_tinyformer.data.parts import Part
 from hf_tinyformer.data.preparation import prepare_token_store
 from hf_tinyformer.data.tokenizer import encode_documents, train_tokenizer
 from hf_tinyformer.data.tokenizer_config import TokenizerConfig

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_tinyformer.data.corpus import DataConfig, iterate_documents
+from hf_tinyformer.data.config import DataConfig
+from hf_tinyformer.data.corpus import iterate_documents
 from hf_tinyformer.data.documents import Document
 from hf_tinyformer.data.preparation import write_token_store
 from hf_tinyformer.data.scripts import NAMES, count_scripts, name_shares
