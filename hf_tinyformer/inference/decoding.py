@@ -61,6 +61,10 @@ def build_chooser(temperature: float, top_k: int, top_p: float) -> Choose:
     if temperature == 0:
         return lambda logits: logits.argmax(dim=-1)
 
+    def sample_all(logits: Tensor) -> Tensor:
+        chances = (logits.float() / temperature).softmax(dim=-1)
+        return torch.multinomial(chances, 1)[:, 0]
+
     def sample(logits: Tensor) -> Tensor:
         kept = min(top_k, logits.shape[-1]) or logits.shape[-1]
         scores, tokens = (logits.float() / temperature).topk(kept)  # the likeliest first
@@ -70,7 +74,8 @@ def build_chooser(temperature: float, top_k: int, top_p: float) -> Choose:
             chances = chances.masked_fill(reached_before >= top_p, 0.0)
         return tokens.gather(-1, torch.multinomial(chances, 1))[:, 0]
 
-    return sample
+    # Among all tokens nothing has to be put in order, which for a large vocabulary takes long.
+    return sample_all if top_k == 0 and top_p == 1 else sample
 
 
 Product = Callable[[Tensor], Tensor]
