@@ -298,7 +298,8 @@ def _build_ours(shape: dict[str, int]) -> Any:
 
 def decode_ours(shape: dict[str, int], batch: int, count: int) -> Any:
     """Write tokens by the way that `tinyformer generate` takes."""
-    from hf_tinyformer.inference.decoding import build_chooser, decode
+    from hf_tinyformer.inference.choosing import build_chooser
+    from hf_tinyformer.inference.decoding import decode
 
     model, greedy = _build_ours(shape), build_chooser(0, 0, 1.0)
     return _tokens_per_second(

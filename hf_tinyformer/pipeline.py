@@ -32,10 +32,11 @@ from hf_tinyformer.publishing.final import write_final
 from hf_tinyformer.run_config import RunConfig, model_keys, to_yaml
 from hf_tinyformer.training.checkpoint import load_weights, verify_checkpoint
 from hf_tinyformer.training.config import TrainConfig
-from hf_tinyformer.training.loop import TrainingResult, train
+from hf_tinyformer.training.loop import train
 from hf_tinyformer.training.metrics import FIGURE_NAME, Reporter
 from hf_tinyformer.training.precision import build_accelerator, name_precision
 from hf_tinyformer.training.processes import Processes
+from hf_tinyformer.training.result import TrainingResult
 from hf_tinyformer.training.step import split_batch
 from hf_tinyformer.training.validation import evaluate_split
 

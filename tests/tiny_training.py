@@ -18,9 +18,10 @@ from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
 from hf_tinyformer.training.checkpoint import MODEL_NAME, OPTIMIZER_NAME
 from hf_tinyformer.training.config import TrainConfig
-from hf_tinyformer.training.loop import TrainingResult, train
+from hf_tinyformer.training.loop import train
 from hf_tinyformer.training.metrics import NullReporter
 from hf_tinyformer.training.precision import build_accelerator
+from hf_tinyformer.training.result import TrainingResult
 
 SEQUENCE_LENGTH = 16
 

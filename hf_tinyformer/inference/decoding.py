@@ -15,15 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional
 
+from hf_tinyformer.inference.choosing import Choose
+from hf_tinyformer.inference.decoder_layer import DecoderLayer, Slot, make_norm
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
 
 STEADY_ROPE = ("default", "linear", "yarn", "llama3")
 """Kinds of rotary positions whose angles do not depend on the length of the text."""
-
-Choose = Callable[[Tensor], Tensor]
-"""Takes the logits of each row, `(batch, vocab_size)`, and returns its next token, `(batch,)`."""
 
 
 def can_decode(model: Any) -> bool:
@@ -45,175 +43,6 @@ def can_decode(model: Any) -> bool:
     has_hooks = any(hasattr(module, "_hf_hook") for module in model.modules())
     is_steady = rope is None or rope["rope_type"] in STEADY_ROPE
     return is_plain and is_steady and not is_elsewhere and not has_hooks
-
-
-def build_chooser(temperature: float, top_k: int, top_p: float) -> Choose:
-    """Say how a token is taken from logits.
-
-    Args:
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Sample among this many likeliest tokens; 0 among all.
-        top_p: Sample among the likeliest tokens that together reach this probability.
-
-    Returns:
-        A function that draws from torch's global generator unless `temperature` is 0.
-    """
-    if temperature == 0:
-        return lambda logits: logits.argmax(dim=-1)
-
-    def sample_all(logits: Tensor) -> Tensor:
-        chances = (logits.float() / temperature).softmax(dim=-1)
-        return torch.multinomial(chances, 1)[:, 0]
-
-    def sample(logits: Tensor) -> Tensor:
-        kept = min(top_k, logits.shape[-1]) or logits.shape[-1]
-        scores, tokens = (logits.float() / temperature).topk(kept)  # the likeliest first
-        chances = scores.softmax(dim=-1)
-        if top_p < 1:
-            reached_before = chances.cumsum(dim=-1) - chances
-            chances = chances.masked_fill(reached_before >= top_p, 0.0)
-        return tokens.gather(-1, torch.multinomial(chances, 1))[:, 0]
-
-    # Among all tokens nothing has to be put in order, which for a large vocabulary takes long.
-    return sample_all if top_k == 0 and top_p == 1 else sample
-
-
-Product = Callable[[Tensor], Tensor]
-"""Takes `(batch, inputs)` and returns `(batch, outputs)`."""
-
-NARROW = 512
-"""Outputs up to which the product of one row is divided more finely than among the threads."""
-
-FEW_ROWS = 32
-"""Rows up to which reading the weights takes longer than computing with them."""
-
-
-def _make_product(layers: Sequence[nn.Linear], batch: int) -> Product:
-    """Make one product out of several with the same input.
-
-    A few rows on a CPU are a matter of reading the weights. torch's own product of a row reads them
-    with one core; divided into blocks of columns it takes all of them, and less than half the time.
-    """
-    weights: list[Tensor] = [layer.weight for layer in layers]
-    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    weight, bias = torch.cat(weights), torch.cat(biases) if biases else None
-    if batch > FEW_ROWS or weight.device.type != "cpu":
-        return lambda states: functional.linear(states, weight, bias)
-    outputs = len(weight)
-    most = torch.get_num_threads() * (4 if outputs <= NARROW or batch > 1 else 1)
-    parts = next(count for count in range(min(most, outputs), 0, -1) if outputs % count == 0)
-    blocks = weight.view(parts, outputs // parts, -1).transpose(1, 2).contiguous()
-
-    def multiply(states: Tensor) -> Tensor:
-        product = torch.bmm(states.expand(parts, batch, -1), blocks)  # (parts, batch, columns)
-        product = product.transpose(0, 1).reshape(batch, outputs)
-        return product if bias is None else product + bias
-
-    return multiply
-
-
-def _make_norm(module: Any) -> Callable[[Tensor], Tensor]:
-    if isinstance(module, nn.Identity):
-        return lambda hidden_states: hidden_states
-    weight, eps = module.weight, module.eps
-    if (bias := getattr(module, "bias", None)) is not None:
-        return lambda states: functional.layer_norm(states, weight.shape, weight, bias, eps)
-    return lambda states: functional.rms_norm(states, weight.shape, weight, eps)
-
-
-Slot = int | Tensor
-"""Place of the new tokens in the cache. As a tensor, `(1,)`, nothing's shape depends on it."""
-
-
-def _remember(cache: Tensor, new: Tensor, slot: Slot) -> Tensor:
-    """Write the new tokens' keys or values, and return those to look at."""
-    if isinstance(slot, int):
-        cache[:, :, slot] = new
-        return cache[:, :, : slot + 1]
-    return cache.index_copy_(2, slot, new[:, :, None])
-
-
-class _Layer:
-    """One block for one new token in each row."""
-
-    def __init__(self, block: Any, cache: Tensor) -> None:
-        """Take the weights.
-
-        Args:
-            block: A TinyFormerBlock.
-            cache: Keys and values, shape `(2, batch, num_key_value_heads, room, head_dim)`.
-        """
-        attention, mlp = block.self_attn, block.mlp
-        config = attention.config
-        self.is_pre_norm = block.is_pre_norm
-        self.attention_norm = _make_norm(block.attention_norm)
-        self.mlp_norm = _make_norm(block.mlp_norm)
-        batch = cache.shape[1]
-        self.project = _make_product([attention.q_proj, attention.k_proj, attention.v_proj], batch)
-        self.heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim, self.scaling = attention.head_dim, attention.scaling
-        self.norm_weight: Tensor | None = None
-        if config.use_qk_norm:
-            queries, keys = self.heads
-            rows = [attention.q_norm.weight] * queries + [attention.k_norm.weight] * keys
-            self.norm_weight, self.norm_eps = torch.stack(rows), attention.q_norm.eps
-        self.mix = _make_product([attention.o_proj], batch)
-        inputs = [mlp.gate_proj, mlp.up_proj] if hasattr(mlp, "gate_proj") else [mlp.up_proj]
-        self.widen = _make_product(inputs, batch)
-        self.activation = getattr(mlp, "activation", None)
-        self.narrow = _make_product([mlp.down_proj], batch)
-        self.keys, self.values = cache
-
-    def __call__(
-        self,
-        hidden_states: Tensor,
-        slot: Slot,
-        angles: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-    ) -> Tensor:
-        """Transform the new tokens' vectors, `(batch, hidden_size)`, and remember their keys."""
-        normed = self.attention_norm(hidden_states) if self.is_pre_norm else hidden_states
-        hidden_states = hidden_states + self.mix(self._attend(normed, slot, angles, mask))
-        if not self.is_pre_norm:
-            hidden_states = self.attention_norm(hidden_states)
-        normed = self.mlp_norm(hidden_states) if self.is_pre_norm else hidden_states
-        hidden_states = hidden_states + self.narrow(self._activate(self.widen(normed)))
-        return hidden_states if self.is_pre_norm else self.mlp_norm(hidden_states)
-
-    def _attend(
-        self,
-        states: Tensor,
-        slot: Slot,
-        angles: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-    ) -> Tensor:
-        queries, keys = self.heads
-        projected = self.project(states).view(len(states), queries + 2 * keys, self.head_dim)
-        turning, value = projected.split([queries + keys, keys], dim=1)
-        if self.norm_weight is not None:
-            turning = functional.rms_norm(turning, (self.head_dim,), eps=self.norm_eps)
-            turning = turning * self.norm_weight
-        if angles is not None:
-            cos, sin = angles  # the first half of the sines is negative, as `rotate_half` makes it
-            turned = torch.roll(turning, self.head_dim // 2, dims=-1)
-            turning = torch.addcmul(turning * cos, turned, sin)
-        query, key = turning.split([queries, keys], dim=1)
-        attended = functional.scaled_dot_product_attention(
-            query[:, :, None],
-            _remember(self.keys, key, slot),
-            _remember(self.values, value, slot),
-            attn_mask=mask,
-            scale=self.scaling,
-            enable_gqa=queries != keys,
-        )
-        return attended.reshape(len(states), -1)
-
-    def _activate(self, widened: Tensor) -> Tensor:
-        if self.activation is not None:
-            activated: Tensor = self.activation(widened)
-            return activated
-        gate, up = widened.chunk(2, dim=-1)
-        return functional.silu(gate) * up
 
 
 @dataclass
@@ -249,9 +78,9 @@ class TokenDecoder:
         self.model = model
         self.cache = weight.new_zeros(config.num_hidden_layers, 2, *shape)
         self.layers = [
-            _Layer(block, cache) for block, cache in zip(base.layers, self.cache, strict=True)
+            DecoderLayer(block, cache) for block, cache in zip(base.layers, self.cache, strict=True)
         ]
-        self.norm = _make_norm(base.norm)
+        self.norm = make_norm(base.norm)
         self.tables = self._make_tables(room)
         self.slot = 0
         self.is_real: Tensor | None = None

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hf_tinyformer.errors import ConfigError, DataError
-from hf_tinyformer.inference.decoding import build_chooser, can_decode, decode
+from hf_tinyformer.inference.choosing import build_chooser
+from hf_tinyformer.inference.decoding import can_decode, decode
 from hf_tinyformer.inference.evaluation import evaluation_mode
 from hf_tinyformer.model.tokenization_tinyformer import TinyFormerTokenizer, compose_syllables
 

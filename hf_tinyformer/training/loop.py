@@ -10,9 +10,8 @@ same command therefore ends in the same weights, bit for bit.
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -41,45 +40,12 @@ from hf_tinyformer.training.precision import name_precision
 from hf_tinyformer.training.preparation import compiles, prepare_model
 from hf_tinyformer.training.processes import Processes
 from hf_tinyformer.training.randomness import derive_seed
+from hf_tinyformer.training.result import Status, TrainingResult
 from hf_tinyformer.training.resume import find_start
 from hf_tinyformer.training.rotation import Checkpoints
 from hf_tinyformer.training.step import StepOutcome, StepRunner, split_batch
 from hf_tinyformer.training.trackers import open_tracker
 from hf_tinyformer.training.validation import continue_prompt, evaluate_split
-
-Status = Literal["finished", "early_stopped", "interrupted"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """How a run, or this start of it, ended."""
-
-    step: int
-    """Optimizer steps taken."""
-
-    best_step: int | None
-    """Step with the lowest validation loss, `None` before the first evaluation."""
-
-    best_loss: float | None
-    """That loss, in nats per token."""
-
-    tokens_seen: int
-    """Tokens read in training."""
-
-    status: Status
-    """`interrupted`: the same command goes on from `checkpoint`."""
-
-    checkpoint: Path
-    """The checkpoint of `step`."""
-
-    best_checkpoint: Path
-    """The checkpoint of `best_step`, or `checkpoint` if there is none."""
-
-    seconds: float
-    """Time spent in training, over all starts of the run."""
-
-    epochs: dict[str, float]
-    """How many times each source of text was read, by its name."""
 
 
 class _Run:

@@ -12,7 +12,8 @@ from transformers.generation.logits_process import (
 )
 
 from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
-from hf_tinyformer.inference.decoding import TokenDecoder, build_chooser, can_decode, decode
+from hf_tinyformer.inference.choosing import build_chooser
+from hf_tinyformer.inference.decoding import TokenDecoder, can_decode, decode
 
 SCHEMES = ["rope", "learned", "sinusoidal", "alibi", "relative", "none"]
 PROMPTS = [[5, 6, 7, 8], [9, 3], [4, 4, 4, 8, 1, 2, 11]]
