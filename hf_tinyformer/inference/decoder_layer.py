@@ -10,35 +10,14 @@ from torch.nn import functional
 Product = Callable[[Tensor], Tensor]
 """Takes `(batch, inputs)` and returns `(batch, outputs)`."""
 
-NARROW = 512
-"""Outputs up to which the product of one row is divided more finely than among the threads."""
 
-FEW_ROWS = 32
-"""Rows up to which reading the weights takes longer than computing with them."""
-
-
-def _make_product(layers: Sequence[nn.Linear], batch: int) -> Product:
-    """Make one product out of several with the same input.
-
-    A few rows on a CPU are a matter of reading the weights. torch's own product of a row reads them
-    with one core; divided into blocks of columns it takes all of them, and less than half the time.
-    """
+def _make_product(layers: Sequence[nn.Linear]) -> Product:
+    """Make one product out of several with the same input."""
     weights: list[Tensor] = [layer.weight for layer in layers]
+    weight = torch.cat(weights)
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    weight, bias = torch.cat(weights), torch.cat(biases) if biases else None
-    if batch > FEW_ROWS or weight.device.type != "cpu":
-        return lambda states: functional.linear(states, weight, bias)
-    outputs = len(weight)
-    most = torch.get_num_threads() * (4 if outputs <= NARROW or batch > 1 else 1)
-    parts = next(count for count in range(min(most, outputs), 0, -1) if outputs % count == 0)
-    blocks = weight.view(parts, outputs // parts, -1).transpose(1, 2).contiguous()
-
-    def multiply(states: Tensor) -> Tensor:
-        product = torch.bmm(states.expand(parts, batch, -1), blocks)  # (parts, batch, columns)
-        product = product.transpose(0, 1).reshape(batch, outputs)
-        return product if bias is None else product + bias
-
-    return multiply
+    bias = torch.cat(biases) if biases else None
+    return lambda states: functional.linear(states, weight, bias)
 
 
 def make_norm(module: Any) -> Callable[[Tensor], Tensor]:
@@ -82,8 +61,7 @@ class DecoderLayer:
         self.is_pre_norm = block.is_pre_norm
         self.attention_norm = make_norm(block.attention_norm)
         self.mlp_norm = make_norm(block.mlp_norm)
-        batch = cache.shape[1]
-        self.project = _make_product([attention.q_proj, attention.k_proj, attention.v_proj], batch)
+        self.project = _make_product([attention.q_proj, attention.k_proj, attention.v_proj])
         self.heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
         self.norm_weight: Tensor | None = None
@@ -91,11 +69,11 @@ class DecoderLayer:
             queries, keys = self.heads
             rows = [attention.q_norm.weight] * queries + [attention.k_norm.weight] * keys
             self.norm_weight, self.norm_eps = torch.stack(rows), attention.q_norm.eps
-        self.mix = _make_product([attention.o_proj], batch)
+        self.mix = _make_product([attention.o_proj])
         inputs = [mlp.gate_proj, mlp.up_proj] if hasattr(mlp, "gate_proj") else [mlp.up_proj]
-        self.widen = _make_product(inputs, batch)
+        self.widen = _make_product(inputs)
         self.activation = getattr(mlp, "activation", None)
-        self.narrow = _make_product([mlp.down_proj], batch)
+        self.narrow = _make_product([mlp.down_proj])
         self.keys, self.values = cache
 
     def __call__(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hf_tinyformer.inference.choosing import Choose
+from hf_tinyformer.inference.decoder_kernel import DecoderKernel, can_run
 from hf_tinyformer.inference.decoder_layer import DecoderLayer, Slot, make_norm
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
 
@@ -77,15 +78,26 @@ class TokenDecoder:
         shape = (len(input_ids), config.num_key_value_heads, room, config.head_dim)
         self.model = model
         self.cache = weight.new_zeros(config.num_hidden_layers, 2, *shape)
-        self.layers = [
-            DecoderLayer(block, cache) for block, cache in zip(base.layers, self.cache, strict=True)
-        ]
-        self.norm = make_norm(base.norm)
         self.tables = self._make_tables(room)
         self.slot = 0
         self.is_real: Tensor | None = None
         self.padding: Tensor | None = None
         self.recording: _Recording | None = None
+        self.kernel: DecoderKernel | None = None
+        if can_run(model, len(input_ids)):
+            self.kernel = DecoderKernel(
+                model,
+                self.cache,
+                positions=self.tables.positions,
+                angles=self.tables.angles,
+                bias=self.tables.bias,
+            )
+        else:
+            self.layers = [
+                DecoderLayer(block, part)
+                for block, part in zip(base.layers, self.cache, strict=True)
+            ]
+            self.norm = make_norm(base.norm)
 
     def _make_tables(self, room: int) -> _Tables:
         base = self.model.model
@@ -117,9 +129,9 @@ class TokenDecoder:
             input_ids=input_ids, attention_mask=attention_mask, use_cache=True, logits_to_keep=1
         )
         self.slot = input_ids.shape[1]
-        for layer, filled in zip(self.layers, outputs.past_key_values.layers, strict=True):
-            layer.keys[:, :, : self.slot] = filled.keys
-            layer.values[:, :, : self.slot] = filled.values
+        for cache, filled in zip(self.cache, outputs.past_key_values.layers, strict=True):
+            for kept, states in zip(cache, (filled.keys, filled.values), strict=True):
+                kept[:, :, : self.slot] = states
         if attention_mask is not None:
             rows, room = len(input_ids), self.cache.shape[4]
             self.is_real = attention_mask.new_ones((rows, 1, 1, room), dtype=torch.bool)
@@ -139,6 +151,8 @@ class TokenDecoder:
         if tokens.is_cuda:
             self.recording = self.recording or _Recording(self, tokens)
             logits = self.recording.replay(tokens, self.slot)
+        elif self.kernel is not None:
+            logits = self.kernel.compute(tokens, self.slot, self.padding)
         else:
             logits = self.compute(tokens, self.slot)
         self.slot += 1

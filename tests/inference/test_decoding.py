@@ -1,4 +1,5 @@
 import itertools
+import platform
 
 import pytest
 import torch
@@ -12,11 +13,25 @@ from transformers.generation.logits_process import (
 )
 
 from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
+from hf_tinyformer.inference import decoder_kernel, decoding
 from hf_tinyformer.inference.choosing import build_chooser
 from hf_tinyformer.inference.decoding import TokenDecoder, can_decode, decode
 
 SCHEMES = ["rope", "learned", "sinusoidal", "alibi", "relative", "none"]
 PROMPTS = [[5, 6, 7, 8], [9, 3], [4, 4, 4, 8, 1, 2, 11]]
+
+
+has_kernel = pytest.mark.skipif(
+    decoder_kernel.load_library() is None, reason="no C++ compiler for the decoding kernel"
+)
+
+
+@pytest.fixture(params=["torch", pytest.param("kernel", marks=has_kernel)])
+def way(request, monkeypatch):
+    """Both ways to take a step on a CPU."""
+    if request.param == "torch":
+        monkeypatch.setattr(decoding, "can_run", lambda model, batch: False)
+    return request.param
 
 
 def build(**settings) -> TinyFormerForCausalLM:
@@ -61,13 +76,14 @@ KINDS = [
     {"norm_type": "layernorm", "norm_placement": "post", "position_embedding_type": "learned"},
     {"mlp_type": "relu2", "tie_word_embeddings": False},
     {"num_key_value_heads": 2, "head_dim": 16},
+    {"hidden_size": 36, "head_dim": 10, "intermediate_size": 50},  # fills no vector
     {"num_key_value_heads": 1, "attention_bias": True, "position_embedding_type": "alibi"},
     {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}},
 ]
 
 
 @pytest.mark.parametrize("settings", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
-def test_greedy_text_is_that_of_generate(settings):
+def test_greedy_text_is_that_of_generate(settings, way):
     model = build(**settings)
     greedy = build_chooser(0, 0, 1.0)
 
@@ -76,6 +92,28 @@ def test_greedy_text_is_that_of_generate(settings):
 
     assert together == by_generate(model, PROMPTS, 20)
     assert alone == [by_generate(model, [prompt], 20)[0] for prompt in PROMPTS]
+
+
+def logits_of_steps(model, ids, mask, decoder_class=TokenDecoder):
+    """Read six tokens at once and ten one by one; `(batch, 11, vocab_size)`."""
+    with torch.inference_mode():
+        decoder = decoder_class(model, ids, 16)
+        found = [decoder.read(ids[:, :6], mask[:, :6])]
+        found += [decoder.step(ids[:, place]).clone() for place in range(6, 16)]
+    return torch.stack(found, dim=1)
+
+
+def check_steps(model, padding, decoder_class=TokenDecoder):
+    ids = torch.randint(0, 61, (len(padding), 16))
+    mask = (torch.arange(16) >= torch.tensor(padding)[:, None]).long()
+    with torch.inference_mode():
+        expected = model(input_ids=ids, attention_mask=mask).logits[:, 5:]
+
+    found = logits_of_steps(model, ids, mask, decoder_class)
+
+    # Sums of float32 in another order.
+    bound = 2e-5 * expected.abs().max()
+    torch.testing.assert_close(found, expected, rtol=0, atol=bound)
 
 
 class InFixedShapes(TokenDecoder):
@@ -88,24 +126,97 @@ class InFixedShapes(TokenDecoder):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("lengths", [(6, 6), (6, 3)])
-@pytest.mark.parametrize("decoder_class", [TokenDecoder, InFixedShapes])
-def test_logits_are_those_of_the_forward(scheme, lengths, decoder_class):
-    model = build(position_embedding_type=scheme, num_key_value_heads=2)
-    ids = torch.randint(0, 61, (2, 16))
-    padding = [6 - length for length in lengths]
-    mask = torch.ones_like(ids)
-    mask[1, : padding[1]] = 0
-    with torch.inference_mode():
-        expected = model(input_ids=ids, attention_mask=mask).logits
-        decoder = decoder_class(model, ids, 16)
-        found = [decoder.read(ids[:, :6], mask[:, :6] if any(padding) else None)]
-        found += [decoder.step(ids[:, place]) for place in range(6, 16)]
+@pytest.mark.parametrize("padding", [[0], [0, 3]])
+def test_logits_are_those_of_the_forward(scheme, padding, way):
+    check_steps(build(position_embedding_type=scheme, num_key_value_heads=2), padding)
 
-    # Sums of float32 in another order.
-    torch.testing.assert_close(
-        torch.stack(found[:-1], dim=1), expected[:, 5:-1], rtol=0, atol=2e-5 * expected.abs().max()
-    )
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("padding", [[0], [0, 3]])
+def test_so_are_those_of_fixed_shapes(scheme, padding, monkeypatch):
+    monkeypatch.setattr(decoding, "can_run", lambda model, batch: False)
+    model = build(position_embedding_type=scheme, num_key_value_heads=2)
+    check_steps(model, padding, InFixedShapes)
+
+
+@pytest.mark.parametrize("rows", [15, 17, 33])
+def test_any_number_of_rows(rows, way):
+    check_steps(build(), [row % 5 for row in range(rows)])
+
+
+@has_kernel
+@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_threads_share_the_work(threads, placement, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    model = build(norm_placement=placement)
+    for _ in range(5):  # a missing barrier need not show at once
+        check_steps(model, [0])
+        check_steps(model, [row % 5 for row in range(20)])
+
+
+@has_kernel
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86's instructions")
+@pytest.mark.parametrize("instructions", ["x86-64", "x86-64-v3"])
+def test_the_kernel_is_right_with_narrower_vectors(instructions, monkeypatch, tmp_path):
+    flags = [flag.replace("native", instructions) for flag in decoder_kernel.FLAGS]
+    monkeypatch.setattr(decoder_kernel, "FLAGS", flags)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library = decoder_kernel.load_library.__wrapped__()
+    assert library.decoder_lanes() == {"x86-64": 4, "x86-64-v3": 8}[instructions]
+    monkeypatch.setattr(decoder_kernel, "load_library", lambda: library)
+
+    for kind in KINDS[-7:]:
+        check_steps(build(**kind), [0])
+        check_steps(build(**kind), [0, 2, 5])
+
+
+def test_what_the_kernel_does_not_run():
+    model = build()
+    assert not decoder_kernel.can_run(model, decoder_kernel.MOST_ROWS + 1)
+    assert not decoder_kernel.can_run(model.bfloat16(), 1)
+
+
+@pytest.fixture
+def no_library_yet(monkeypatch, tmp_path):
+    """Find no compiled library, neither in this process nor on disk."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(decoder_kernel, "load_library", decoder_kernel.load_library.__wrapped__)
+    return tmp_path
+
+
+def test_without_a_compiler_text_is_written_all_the_same(no_library_yet, monkeypatch, caplog):
+    model = build()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+
+    written = decode(model, PROMPTS, max_new_tokens=8, choose=build_chooser(0, 0, 1.0))
+
+    assert written == by_generate(model, PROMPTS, 8)
+    assert not caplog.messages
+
+
+def test_a_compiler_that_fails_is_named(no_library_yet, monkeypatch, caplog):
+    compiler = no_library_yet / "compiler"
+    compiler.write_text("#!/bin/sh\necho what is this >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+
+    assert not decoder_kernel.can_run(build(), 1)
+
+    assert caplog.messages == [f"The decoding kernel is not used: {compiler} cannot compile it."]
+    assert list((no_library_yet / "hf_tinyformer").iterdir()) == []
+
+
+@has_kernel
+def test_a_folder_that_cannot_be_written_is_named(no_library_yet, monkeypatch, caplog):
+    in_the_way = no_library_yet / "file"
+    in_the_way.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_the_way))
+
+    assert not decoder_kernel.can_run(build(), 1)
+
+    [message] = caplog.messages
+    assert str(in_the_way) in message
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
