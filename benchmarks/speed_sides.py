@@ -351,7 +351,13 @@ def decode_llama_cpp(text: str, shape: dict[str, int], count: int) -> Any:
     from hf_tinyformer.publishing.llama_cpp import ask
 
     config = str(REPOSITORY / "configs" / "shakespeare_char.yaml")
-    words = [*_shape_words(shape), "train.max_steps=1", "train.warmup_steps=0"]
+    # The vocabulary of bytes is the smallest that llama.cpp knows.
+    words = [
+        *_shape_words(shape),
+        "tokenizer.kind=bytes",
+        "train.max_steps=1",
+        "train.warmup_steps=0",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         result, _ = _run_ours(config, text, words, folder)
         export_gguf(result.final_dir, Path(folder, "gguf"), dtype="f32")
