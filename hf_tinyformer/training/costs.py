@@ -10,7 +10,7 @@ of a weight as it is computed with: 4, or 2 in bf16.
     optimizer state            8 P - 4 M                (8 P - 4 M) / n
     weights to compute with    2 P of matrices, bf16    w (T + 2 K)
     activations                what autograd keeps of one micro-batch, counted on shapes alone
-    Muon's update              4 M + 16 G (bf16: 10 G)  4 M / n + 16 G (10 G)
+    Muon's update              20 G (bf16: 14 G)        4 G / n + 16 G (10 G)
 
     traffic, sent by each      DDP                      FSDP2, with s = (n - 1) / n
     all-reduce gradients       2 (n - 1) / n 4 P
@@ -219,7 +219,7 @@ def step_costs(
             optimizer=state,
             compute_weights=activations.cast_weights,
             activations=rows,
-            muon_update=FLOAT32 * counts.muon + group,
+            muon_update=FLOAT32 * counts.muon_group + group,
             all_reduce=sent,
             all_gather=0,
             reduce_scatter=0,
@@ -232,7 +232,7 @@ def step_costs(
         optimizer=state // processes,
         compute_weights=weight * (counts.outside_blocks + 2 * counts.largest_block),
         activations=rows,
-        muon_update=FLOAT32 * counts.muon // processes + group,
+        muon_update=FLOAT32 * counts.muon_group // processes + group,
         all_reduce=0,
         all_gather=gathered * (processes - 1) // processes,
         reduce_scatter=weight * counts.parameters * (processes - 1) // processes,

@@ -43,7 +43,7 @@ from hf_tinyformer.training.randomness import derive_seed
 from hf_tinyformer.training.result import Status, TrainingResult
 from hf_tinyformer.training.resume import find_start
 from hf_tinyformer.training.rotation import Checkpoints
-from hf_tinyformer.training.step import StepOutcome, StepRunner, split_batch
+from hf_tinyformer.training.step import StepOutcome, StepRunner, fit_micro_batch
 from hf_tinyformer.training.trackers import open_tracker
 from hf_tinyformer.training.validation import continue_prompt, evaluate_split
 
@@ -325,7 +325,13 @@ def train(
         TrainingError: If too many steps in a row were not finite.
     """
     processes = Processes(accelerator)
-    split_batch(config, processes.count)
+    config = fit_micro_batch(
+        config,
+        model,
+        accelerator.device,
+        processes=processes.count,
+        sequence_length=data.sequence_length,
+    )
     checkpoints = Checkpoints(run_dir)
     with ExitStack() as stack:
 

@@ -115,16 +115,10 @@ class Muon(torch.optim.Optimizer):
                 self._step_group(group, parameters)
 
     def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        momentum, lr = group["momentum"], group["lr"]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        buffers = [self._momentum_buffer(p) for p in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
-        # Nesterov: look ahead from the gradient towards the fresh momentum.
-        directions = torch._foreach_lerp(gradients, buffers, momentum)
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
-        for batch in self._batches_by_shape(directions):
-            self._apply(parameters, directions, batch, lr)
+            torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+        for batch in self._batches_by_shape(parameters):
+            self._step_batch(group, batch)
 
     def _momentum_buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -134,21 +128,23 @@ class Muon(torch.optim.Optimizer):
         return buffer
 
     @staticmethod
-    def _batches_by_shape(directions: Sequence[Tensor]) -> list[list[int]]:
+    def _batches_by_shape(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
         # A tall matrix is orthogonalized transposed, so it shares a batch with its wide sibling.
-        indices = defaultdict(list)
-        for index, direction in enumerate(directions):
-            indices[(*sorted(direction.shape), direction.device)].append(index)
-        return list(indices.values())
+        batches = defaultdict(list)
+        for parameter in parameters:
+            batches[(*sorted(parameter.shape), parameter.device)].append(parameter)
+        return list(batches.values())
 
-    def _apply(
-        self, parameters: list[Tensor], directions: Sequence[Tensor], batch: list[int], lr: float
-    ) -> None:
-        whole = [_whole(directions[index]) for index in batch]
+    def _step_batch(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        momentum = group["momentum"]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        buffers = [self._momentum_buffer(p) for p in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
+        # Nesterov: look ahead from the gradient towards the fresh momentum.
+        whole = map(_whole, torch._foreach_lerp(gradients, buffers, momentum))
         wide = torch.stack([d.mT if d.shape[0] > d.shape[1] else d for d in whole])
         updates = self._orthogonalize(wide, dtype=self._dtype)
-        for index, update in zip(batch, updates.unbind(), strict=True):
-            parameter = parameters[index]
+        for parameter, update in zip(parameters, updates.unbind(), strict=True):
             rows, columns = parameter.shape
             oriented = update.mT if rows > columns else update
-            _add_update(parameter, oriented, -lr * math.sqrt(max(1.0, rows / columns)))
+            _add_update(parameter, oriented, -group["lr"] * math.sqrt(max(1.0, rows / columns)))

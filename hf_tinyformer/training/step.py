@@ -7,7 +7,7 @@ so neither the size of micro-batches nor the number of processes changes what is
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,6 +87,39 @@ def split_batch(config: TrainConfig, num_processes: int) -> tuple[int, int]:
             f"{math.gcd(share, micro)} or {share}."
         )
     return micro, share // micro
+
+
+STATES_AT_ONCE = 3 << 20
+"""Numbers of hidden states, over all layers, that a CPU takes at once: what autograd keeps for them
+is a few hundred megabytes, and more at a time are no faster (docs/benchmarks.md)."""
+
+
+def fit_micro_batch(
+    config: TrainConfig, model: Any, device: torch.device, *, processes: int, sequence_length: int
+) -> TrainConfig:
+    """Set `train.micro_batch_size` for a CPU, if it is not set.
+
+    Args:
+        config: The run's settings.
+        model: What is trained; one whose config names no sizes is left alone.
+        device: Where. A GPU takes all of its share at once, which is what it is fast at.
+        processes: Processes that train together.
+        sequence_length: Tokens in a row.
+
+    Returns:
+        The settings to train with.
+
+    Raises:
+        ConfigError: If the processes do not divide the global batch.
+    """
+    share, _ = split_batch(config, processes)
+    sizes = getattr(model, "config", None)
+    width, depth = (getattr(sizes, name, 0) for name in ("hidden_size", "num_hidden_layers"))
+    if config.micro_batch_size is not None or device.type != "cpu" or not width * depth:
+        return config
+    most = max(1, STATES_AT_ONCE // (sequence_length * width * depth))
+    rows = next(rows for rows in range(min(share, most), 0, -1) if share % rows == 0)
+    return replace(config, micro_batch_size=rows)
 
 
 def uses_dropout(model: nn.Module) -> bool:

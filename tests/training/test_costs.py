@@ -55,11 +55,11 @@ def test_ddp_worked_by_hand() -> None:
     assert (found.weights, found.gradients) == (4000, 4000)
     assert found.optimizer == 8 * 1000 - 4 * 600
     assert found.activations == 100
-    assert found.muon_update == 4 * 600 + 16 * 240
+    assert found.muon_update == 20 * 240
     assert found.all_reduce == 2 * 3 / 4 * 4000
     assert found.traffic == 6000
     # Muon's update is larger than what the forward pass keeps.
-    assert found.memory == 4000 + 4000 + 5600 + 6240
+    assert found.memory == 4000 + 4000 + 5600 + 4800
 
 
 def test_fsdp2_worked_by_hand() -> None:

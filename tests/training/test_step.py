@@ -4,7 +4,7 @@ from torch import nn
 
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.training.config import TrainConfig
-from hf_tinyformer.training.step import split_batch, uses_dropout
+from hf_tinyformer.training.step import fit_micro_batch, split_batch, uses_dropout
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,32 @@ def test_processes_that_do_not_divide_the_batch_are_named():
 def test_a_micro_batch_that_does_not_divide_its_share_is_named():
     with pytest.raises(ConfigError, match=r"micro_batch_size is 6, .* the 16 .* Take 2 or 16"):
         split_batch(TrainConfig(global_batch_size=32, micro_batch_size=6), 2)
+
+
+@pytest.mark.parametrize(
+    ("share", "length", "expected"),
+    [
+        (16, 256, 4),  # nanoGPT's 10.7M: 5 rows fit, and 4 divide 16
+        (5, 256, 5),
+        (7, 256, 1),
+        (48, 64, 16),  # 21 fit
+        (4, 100_000, 1),
+    ],
+)
+def test_a_cpu_takes_a_few_rows_at_once(share, length, expected):
+    model = WithConfig(hidden_size=384, num_hidden_layers=6)
+    config = TrainConfig(global_batch_size=2 * share)
+
+    def fit(config, device="cpu", model=model):
+        fitted = fit_micro_batch(
+            config, model, torch.device(device), processes=2, sequence_length=length
+        )
+        return fitted.micro_batch_size
+
+    assert fit(config) == expected
+    assert fit(config, device="cuda") is None
+    assert fit(config, model=nn.Linear(2, 2)) is None
+    assert fit(TrainConfig(global_batch_size=2 * share, micro_batch_size=share)) == share
 
 
 class WithConfig(nn.Module):
