@@ -16,8 +16,8 @@ class TrainConfig:
     or many."""
 
     micro_batch_size: int | None = None
-    """Sequences that one device takes at once; the rest is accumulated. Unset: all of its share, and
-    on a CPU so many of it that memory stays small."""
+    """Sequences that one device takes at once; the rest is accumulated. Unset: on a GPU all of its
+    share, on a CPU so many that memory stays small."""
 
     max_steps: int = 1_000
     """Steps in the whole run, warm-up included."""
