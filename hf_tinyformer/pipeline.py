@@ -37,7 +37,7 @@ from hf_tinyformer.training.metrics import FIGURE_NAME, Reporter
 from hf_tinyformer.training.precision import build_accelerator, name_precision
 from hf_tinyformer.training.processes import Processes
 from hf_tinyformer.training.result import TrainingResult
-from hf_tinyformer.training.step import split_batch
+from hf_tinyformer.training.step import fit_micro_batch, split_batch
 from hf_tinyformer.training.validation import evaluate_split
 
 logger = logging.getLogger(__name__)
@@ -233,11 +233,18 @@ def finish(
     model = build_model(config, tokenizer)
     load_weights(model, checkpoint)
     model.to(accelerator.device)
+    train_config = fit_micro_batch(
+        config.train,
+        model,
+        accelerator.device,
+        processes=processes.count,
+        sequence_length=config.data.sequence_length,
+    )
     evaluation = evaluate_split(
         model,
         stores.validation,
         data=config.data,
-        batch_size=split_batch(config.train, processes.count)[0],
+        batch_size=split_batch(train_config, processes.count)[0],
         accelerator=accelerator,
     )
     hidden_bytes = stores.facts["splits"]["validation"]["hidden_bytes"]
@@ -308,6 +315,7 @@ def run_pipeline(config: RunConfig, *, reporter: Reporter, cpu: bool = False) ->
         accelerator=accelerator,
         reporter=reporter,
     )
+    del model  # `finish` builds its own: not both at a time
     if result.status == "interrupted":
         return RunResult(result, None)
     return RunResult(result, finish(config, tokenizer, stores, result, accelerator))

@@ -204,7 +204,12 @@ class DecoderKernel:
 
         Returns:
             Shape `(batch, vocab_size)`, good until the next step.
+
+        Raises:
+            IndexError: If the cache has no such slot; the kernel would write beside it.
         """
+        if not 0 <= slot < self._decoder.room:
+            raise IndexError(f"slot {slot} of a cache with room for {self._decoder.room} tokens")
         tokens = tokens.contiguous()
         self._decoder.padding = None if padding is None else padding.data_ptr()
         self._library.decoder_step(self._decoder, tokens.data_ptr(), slot)

@@ -21,6 +21,11 @@ WORTH_COMPILING = {"cpu": 1e14, "cuda": 1e16}
 minute, and a run of so many takes minutes on a few cores, or on one GPU."""
 
 
+KEPT_ON_CPU = 0.4
+"""Share of the activations that a compiled run keeps on a CPU; it computes the rest again, where that
+is cheap (docs/benchmarks.md)."""
+
+
 def _enable_gradient_checkpointing(model: Any) -> None:
     # transformers 5.16 knows only the older name, 5.23 warns of it.
     new = hasattr(model, "activation_checkpointing_enable")
@@ -95,6 +100,8 @@ def prepare_model(
     if is_compiled:
         # Nobody asked for it then: where the compiler fails, training goes on without, and says so.
         torch._dynamo.config.suppress_errors = config.compile is None
+        if accelerator.device.type == "cpu":
+            torch._functorch.config.activation_memory_budget = KEPT_ON_CPU
         called = torch.compile(called)
     if accelerator.distributed_type == DistributedType.FSDP:
         # FSDP2 swaps parameters for shards, in the optimizers too.

@@ -171,6 +171,16 @@ def test_the_kernel_is_right_with_narrower_vectors(instructions, monkeypatch, tm
         check_steps(build(**kind), [0, 2, 5])
 
 
+@has_kernel
+def test_the_kernel_writes_nothing_beside_its_cache():
+    decoder = TokenDecoder(build(), torch.tensor([[1, 2]]), 3)
+    with torch.inference_mode():
+        decoder.read(torch.tensor([[1, 2]]), None)
+        decoder.step(torch.tensor([3]))
+        with pytest.raises(IndexError, match="slot 3 of a cache with room for 3 tokens"):
+            decoder.step(torch.tensor([4]))
+
+
 def test_what_the_kernel_does_not_run():
     model = build()
     assert not decoder_kernel.can_run(model, decoder_kernel.MOST_ROWS + 1)
