@@ -22,8 +22,8 @@ minute, and a run of so many takes minutes on a few cores, or on one GPU."""
 
 
 KEPT_ON_CPU = 0.4
-"""Share of the activations that a compiled run keeps on a CPU; it computes the rest again, where that
-is cheap (docs/benchmarks.md)."""
+"""Share of the activations that a compiled run keeps on a CPU; the rest is computed again
+(docs/benchmarks.md)."""
 
 
 def _enable_gradient_checkpointing(model: Any) -> None:
