@@ -6,26 +6,28 @@ is first seen, in the surroundings in which its class decides where a text is cu
 character on which they differ are left to the library that defines what is right.
 """
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-_ASCII = frozenset(map(chr, range(128)))
+import numpy as np
+from numpy.typing import NDArray
+
+_NEW, _SAME, _STRANGE = range(3)
+
+_BLOCK = 1 << 16
+"""Characters looked up together: what is made for them stays in the processor's cache."""
+
+
+def _blocks(text: str) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+    """Yield where each block of a text begins, and the numbers of its characters."""
+    for begin in range(0, len(text), _BLOCK):
+        raw = text[begin : begin + _BLOCK].encode("utf-32-le")
+        yield begin, np.frombuffer(raw, dtype="<u4")
 
 
 def _surround(character: str) -> str:
     """Put a character where its being a letter, digit, sign or space shows."""
     c = character
     return f"ab{c}ab {c}ab  {c} 1{c}234 !{c}!\n{c}  {c}{c}\n '{c} {c}\n\n  x{c}  1{c}\t{c}a"
-
-
-def _one_of(characters: Iterable[str], *, but: bool = False) -> re.Pattern[str]:
-    """Make a pattern of one character out of these, or of any other; `re` looks it up in a table.
-
-    Arrays would do as well, but they let go of the interpreter at every step, and getting it back
-    from the thread that reads takes longer than the step.
-    """
-    spelled = "".join(f"\\U{ord(character):08x}" for character in sorted(characters))
-    return re.compile(f"[{'^' if but else ''}{spelled}]")
 
 
 class CharacterCheck:
@@ -38,30 +40,26 @@ class CharacterCheck:
             agree: Tells for each of some texts whether both libraries treat it alike.
         """
         self._agree = agree
-        self._known: set[str] = set()
-        self._strange: set[str] = set()
-        self._num_in_pattern = 0
-        self._learn(_ASCII)
+        self._verdicts = np.full(0x110000, _NEW, dtype=np.uint8)
+        self._learn(range(128))
+        self._is_ascii_same = _STRANGE not in self._verdicts[:128]
 
-    def _learn(self, new: Iterable[str]) -> None:
-        suspects = sorted(new)
-        self._known.update(suspects)
+    def _learn(self, codes: Iterable[int]) -> None:
+        suspects = list(codes)
+        self._verdicts[suspects] = _SAME
         # Many in one text first: few texts hold one that differs, and each text has its price.
         for together in (64, 1):
             groups = [suspects[at : at + together] for at in range(0, len(suspects), together)]
-            texts = ["\n".join(map(_surround, group)) for group in groups]
+            texts = ["\n".join(_surround(chr(code)) for code in group) for group in groups]
             verdicts = self._agree(texts) if texts else []
             suspects = [
-                character
+                code
                 for group, same in zip(groups, verdicts, strict=True)
                 if not same
-                for character in group
+                for code in group
             ]
-        self._strange.update(suspects)
-        # A pattern of thousands of characters takes a while to make, so it may lag a little behind.
-        if len(self._known) > 1.25 * self._num_in_pattern:
-            self._may_be_new = _one_of(self._known, but=True)
-            self._num_in_pattern = len(self._known)
+        self._verdicts[suspects] = _STRANGE
+        self._has_strange = _STRANGE in self._verdicts
 
     def find_strange(self, texts: Sequence[str]) -> list[int]:
         """Return the places of the texts that only the defining library may treat.
@@ -70,11 +68,20 @@ class CharacterCheck:
             texts: Without lone surrogates.
         """
         # isascii() reads a flag.
-        wide = [text for text in texts if not text.isascii()]
-        found = {character for text in wide for character in self._may_be_new.findall(text)}
-        if new := found - self._known:
-            self._learn(new)
-        if not self._strange:
+        wide = [at for at, text in enumerate(texts) if not (self._is_ascii_same and text.isascii())]
+        joined = "".join(texts[at] for at in wide)
+        new: set[int] = set()
+        for _, codes in _blocks(joined):
+            verdicts = self._verdicts[codes]
+            if not verdicts.all():
+                new.update(codes[verdicts == _NEW].tolist())
+        if new:
+            self._learn(sorted(new))
+        if not self._has_strange:
             return []
-        is_strange = _one_of(self._strange)
-        return [index for index, text in enumerate(texts) if is_strange.search(text)]
+        ends = np.cumsum([len(texts[at]) for at in wide])
+        found: set[int] = set()
+        for begin, codes in _blocks(joined):
+            positions = begin + np.flatnonzero(self._verdicts[codes] == _STRANGE)
+            found.update(np.searchsorted(ends, positions, side="right").tolist())
+        return sorted(wide[at] for at in found)

@@ -169,10 +169,12 @@ class DocumentEncoder:
         every_id = itertools.chain.from_iterable(encoded)
         return np.fromiter(every_id, dtype=self.dtype, count=count), lengths
 
-    def _encode_fast(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def _encode_fast(
+        self, texts: Sequence[str], *, parallel: bool | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         if self._is_jamo:
             texts = [decompose_syllables(text) for text in texts]
-        layout = self._fast.encode_batch(list(texts)).layout
+        layout = self._fast.encode_batch(list(texts), parallel=parallel).layout
         offsets = np.asarray(layout.offsets.data)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         prefix, suffix = self._frame
@@ -193,9 +195,9 @@ class DocumentEncoder:
 
     def _agree(self, texts: Sequence[str]) -> list[bool]:
         """Tell for each text whether both libraries encode it alike."""
-        (fast, fast_lengths), (slow, slow_lengths) = (
-            encode(texts) for encode in (self._encode_fast, self._encode_slowly)
-        )
+        # On this thread, which would spin until a worker is free while others encode.
+        fast, fast_lengths = self._encode_fast(texts, parallel=False)
+        slow, slow_lengths = self._encode_slowly(texts)
         if np.array_equal(fast_lengths, slow_lengths) and np.array_equal(fast, slow):
             return [True] * len(texts)
         pairs = zip(
