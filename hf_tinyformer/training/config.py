@@ -71,6 +71,10 @@ class TrainConfig:
     """Compile the model with torch.compile: slow to start, faster afterwards. Unset: where one
     process trains for so long that it pays off, and there is a C++ compiler."""
 
+    activation_memory_budget: float | None = None
+    """Share of the activations that a compiled run keeps; the rest is computed again. Unset: 0.4 on
+    a CPU, all on a GPU. On a CPU `1` with a larger micro_batch_size may be a little faster."""
+
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 
@@ -161,10 +165,11 @@ class TrainConfig:
             "adam_epsilon": (0.0, math.inf),
             "muon_momentum": (0.0, 1.0),
             "max_grad_norm": (0.0, math.inf),
+            "activation_memory_budget": (0.0, 1.0),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
                 raise ConfigError(
                     f"train.{name} is {value}, but it must be a number from {low:g} to {high:g}. "
                     "Change it."

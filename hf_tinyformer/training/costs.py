@@ -36,7 +36,7 @@ from torch import nn
 
 from hf_tinyformer.inference.sizes import format_bytes
 from hf_tinyformer.training.config import TrainConfig
-from hf_tinyformer.training.optimizer import hidden_matrix_names
+from hf_tinyformer.training.optimizer import hidden_matrix_names, rows_of_a_head
 from hf_tinyformer.training.step import split_batch
 
 Sharing = Literal["ddp", "fsdp2"]
@@ -138,10 +138,13 @@ def count_parameters(config: Any, *, optimizer: str) -> Counts:
         names = hidden_matrix_names(model) if optimizer == "muon" else set()
         table = model.get_input_embeddings().weight
         tied = table is model.get_output_embeddings().weight
+        heads = rows_of_a_head(model)
         groups: Counter[tuple[int, ...]] = Counter()
         for name, parameter in model.named_parameters():
             if name in names:
-                groups[tuple(sorted(parameter.shape))] += parameter.numel()
+                rows, columns = parameter.shape
+                shape = sorted([heads.get(name, rows), columns])
+                groups[(name in heads, *shape)] += parameter.numel()
     kept = outside if tied else outside - table.numel()
     return Counts(
         parameters=total,

@@ -3,9 +3,9 @@
 Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"
 (kellerjordan.github.io/posts/muon), for the update, the Nesterov momentum and the quintic
 coefficients; decoupled weight decay as in Liu et al. 2025, "Muon is Scalable for LLM Training",
-equation 3. The update of an (m, n) matrix is scaled by sqrt(max(1, m/n)), Jordan's choice, under
-which one learning rate (0.02) serves widths from tens to thousands; Liu's 0.2 sqrt(max(m, n)) aims
-at AdamW's rates instead.
+equation 3; heads by themselves as in Kimi K3 (2026, arXiv:2607.24653), section 2.5. An update of an
+(m, n) matrix is scaled by sqrt(max(1, m/n)), Jordan's choice, under which one learning rate (0.02)
+serves widths from tens to thousands; Liu's 0.2 sqrt(max(m, n)) aims at AdamW's rates instead.
 """
 
 import math
@@ -62,6 +62,9 @@ def _add_update(parameter: Tensor, update: Tensor, scale: float) -> None:
 class Muon(torch.optim.Optimizer):
     """Muon for two-dimensional parameters; all matrices of one shape are updated in one batch.
 
+    A group may set `block_rows`: each so many rows of its matrices are then a matrix by themselves,
+    as a head's rows of a projection are. Small matrices are also the cheaper ones.
+
     State by parameter: `momentum_buffer`, of the parameter's shape.
     """
 
@@ -88,7 +91,8 @@ class Muon(torch.optim.Optimizer):
         Raises:
             ValueError: If a parameter has not two dimensions.
         """
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, {**settings, "block_rows": None})
         self._dtype = dtype
         self._orthogonalize = (
             torch.compile(orthogonalize, dynamic=False) if compiled else orthogonalize
@@ -117,7 +121,7 @@ class Muon(torch.optim.Optimizer):
     def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
-        for batch in self._batches_by_shape(parameters):
+        for batch in self._batches_by_shape(parameters, group["block_rows"]):
             self._step_batch(group, batch)
 
     def _momentum_buffer(self, parameter: Tensor) -> Tensor:
@@ -128,11 +132,14 @@ class Muon(torch.optim.Optimizer):
         return buffer
 
     @staticmethod
-    def _batches_by_shape(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
+    def _batches_by_shape(
+        parameters: Sequence[Tensor], block_rows: int | None
+    ) -> list[list[Tensor]]:
         # A tall matrix is orthogonalized transposed, so it shares a batch with its wide sibling.
         batches = defaultdict(list)
         for parameter in parameters:
-            batches[(*sorted(parameter.shape), parameter.device)].append(parameter)
+            rows, columns = parameter.shape
+            batches[(*sorted([block_rows or rows, columns]), parameter.device)].append(parameter)
         return list(batches.values())
 
     def _step_batch(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
@@ -142,9 +149,11 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
         # Nesterov: look ahead from the gradient towards the fresh momentum.
         whole = map(_whole, torch._foreach_lerp(gradients, buffers, momentum))
-        wide = torch.stack([d.mT if d.shape[0] > d.shape[1] else d for d in whole])
-        updates = self._orthogonalize(wide, dtype=self._dtype)
-        for parameter, update in zip(parameters, updates.unbind(), strict=True):
-            rows, columns = parameter.shape
+        blocks = [d.unflatten(0, (-1, group["block_rows"] or d.shape[0])) for d in whole]
+        wide = torch.cat([b.mT if b.shape[1] > b.shape[2] else b for b in blocks])
+        updates = self._orthogonalize(wide, dtype=self._dtype).split([len(b) for b in blocks])
+        for parameter, block, update in zip(parameters, blocks, updates, strict=True):
+            _, rows, columns = block.shape
             oriented = update.mT if rows > columns else update
-            _add_update(parameter, oriented, -group["lr"] * math.sqrt(max(1.0, rows / columns)))
+            scale = -group["lr"] * math.sqrt(max(1.0, rows / columns))
+            _add_update(parameter, oriented.reshape(parameter.shape), scale)

@@ -5,6 +5,7 @@ output head, norms and biases, or everything. Only matrices decay: shrinking a n
 changes the function without making it simpler.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -40,6 +41,25 @@ def hidden_matrix_names(model: nn.Module) -> set[str]:
     return names
 
 
+def rows_of_a_head(model: nn.Module) -> dict[str, int]:
+    """Name the projections whose rows belong to heads: to query, key and value, not to the output.
+
+    The output projection mixes the heads, and training is worse if its columns are taken apart.
+
+    Args:
+        model: Any module; attention is what has a `head_dim` and projections named as in Llama.
+
+    Returns:
+        Names as in `model.named_parameters()`, and how many rows one head has.
+    """
+    return {
+        f"{name}.{projection}.weight": module.head_dim
+        for name, module in model.named_modules()
+        for projection in ("q_proj", "k_proj", "v_proj")
+        if hasattr(module, "head_dim") and isinstance(getattr(module, projection, None), nn.Linear)
+    }
+
+
 def _adamw(matrices: Sequence[Tensor], vectors: Sequence[Tensor], config: TrainConfig) -> Optimizer:
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
@@ -72,16 +92,20 @@ def build_optimizers(
     """
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for_muon = hidden_matrix_names(model) if config.optimizer == "muon" else set()
-    muon_matrices = [p for name, p in trainable.items() if name in for_muon]
+    rows = rows_of_a_head(model)
+    muon_groups = defaultdict(list)
+    for name, parameter in trainable.items():
+        if name in for_muon:
+            muon_groups[rows.get(name)].append(parameter)
     rest = [p for name, p in trainable.items() if name not in for_muon]
     optimizers: list[Optimizer] = []
-    if muon_matrices:
-        device = muon_matrices[0].device
+    if muon_groups:
+        device = next(iter(muon_groups.values()))[0].device
         is_fast = supports_bf16_matmul(device)
         precise = config.mixed_precision == "fp32" or not is_fast
         optimizers.append(
             Muon(
-                muon_matrices,
+                [{"params": p, "block_rows": rows} for rows, p in muon_groups.items()],
                 lr=config.muon_learning_rate,
                 momentum=config.muon_momentum,
                 weight_decay=config.weight_decay,

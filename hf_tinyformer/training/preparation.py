@@ -22,7 +22,7 @@ minute, and a run of so many takes minutes on a few cores, or on one GPU."""
 
 
 KEPT_ON_CPU = 0.4
-"""Share of the activations that a compiled run keeps on a CPU; the rest is computed again
+"""Share of the activations that a compiled run keeps on a CPU, if it is not told another
 (docs/benchmarks.md)."""
 
 
@@ -100,8 +100,9 @@ def prepare_model(
     if is_compiled:
         # Nobody asked for it then: where the compiler fails, training goes on without, and says so.
         torch._dynamo.config.suppress_errors = config.compile is None
-        if accelerator.device.type == "cpu":
-            torch._functorch.config.activation_memory_budget = KEPT_ON_CPU
+        usual = KEPT_ON_CPU if accelerator.device.type == "cpu" else 1.0
+        budget = config.activation_memory_budget
+        torch._functorch.config.activation_memory_budget = usual if budget is None else budget
         called = torch.compile(called)
     if accelerator.distributed_type == DistributedType.FSDP:
         # FSDP2 swaps parameters for shards, in the optimizers too.

@@ -95,6 +95,29 @@ def test_batched_equals_one_by_one():
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("columns", [6, 2])  # a wide block, and a tall one
+def test_blocks_of_rows_are_updated_as_matrices_of_their_own(columns):
+    torch.manual_seed(0)
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2}
+    # Two shapes with blocks alike, as query and key have when heads are grouped.
+    weights = [torch.nn.Parameter(torch.randn(rows, columns)) for rows in (8, 4)]
+    optimizer = Muon([{"params": weights, "block_rows": 4}], **settings)
+    apart = [torch.nn.Parameter(b.clone()) for w in weights for b in w.detach().split(4)]
+    reference = Muon(apart, **settings)
+
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        gradients = [block for w in weights for block in w.grad.split(4)]
+        for block, gradient in zip(apart, gradients, strict=True):
+            block.grad = gradient.clone()
+        optimizer.step()
+        reference.step()
+
+    # Batches of other sizes may be multiplied in another order.
+    torch.testing.assert_close(torch.cat(weights), torch.cat(apart), atol=1e-6, rtol=1e-6)
+
+
 def test_bfloat16_is_close_enough():
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(8, 16))

@@ -8,7 +8,7 @@ from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
 from hf_tinyformer.training import preparation
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.cpu_attention import IN_FLOAT32, choose_attention
-from hf_tinyformer.training.preparation import compiles, prepare_model
+from hf_tinyformer.training.preparation import KEPT_ON_CPU, compiles, prepare_model
 
 
 def build(**settings) -> TinyFormerForCausalLM:
@@ -56,6 +56,18 @@ def test_unset_it_compiles_where_that_pays_off(
     found = compiles(build(), config, an_accelerator(device, processes), sequence_length=64)
 
     assert found is expected
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(None, KEPT_ON_CPU), (1.0, 1.0), (0.0, 0.0)])
+def test_a_compiled_run_keeps_the_share_of_activations_that_is_set(monkeypatch, setting, expected):
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    config = TrainConfig(compile=True, activation_memory_budget=setting)
+
+    with torch._functorch.config.patch(activation_memory_budget=0.5):
+        prepare_model(build(), config, an_accelerator(), sequence_length=64)
+        found = torch._functorch.config.activation_memory_budget
+
+    assert found == expected
 
 
 @pytest.mark.parametrize(
