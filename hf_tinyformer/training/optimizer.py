@@ -92,11 +92,11 @@ def build_optimizers(
     """
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for_muon = hidden_matrix_names(model) if config.optimizer == "muon" else set()
-    rows = rows_of_a_head(model)
+    head_rows = rows_of_a_head(model)
     muon_groups = defaultdict(list)
     for name, parameter in trainable.items():
         if name in for_muon:
-            muon_groups[rows.get(name)].append(parameter)
+            muon_groups[head_rows.get(name)].append(parameter)
     rest = [p for name, p in trainable.items() if name not in for_muon]
     optimizers: list[Optimizer] = []
     if muon_groups:

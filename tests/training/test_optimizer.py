@@ -2,9 +2,9 @@ import copy
 
 import pytest
 import torch
+from tiny_models import tiny_model
 from torch import nn
 
-from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
 from hf_tinyformer.training import muon
 from hf_tinyformer.training import optimizer as optimizer_module
 from hf_tinyformer.training.config import TrainConfig
@@ -39,22 +39,14 @@ def test_muon_takes_the_matrices_inside_blocks_only():
 
 
 def test_a_head_of_query_key_and_value_is_a_matrix_of_its_own():
-    config = TinyFormerConfig(
-        vocab_size=5,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=8,
-    )
-    model = TinyFormerForCausalLM(config)
+    model = tiny_model(mlp_type="swiglu")
 
     muon_optimizer = build_optimizers(model, TrainConfig())[0]
 
     names = {p: name.split(".", 3)[-1] for name, p in model.named_parameters()}
     rows = {names[p]: g["block_rows"] for g in muon_optimizer.param_groups for p in g["params"]}
     projections = ("q_proj", "k_proj", "v_proj", "o_proj")
-    assert [rows[f"self_attn.{name}.weight"] for name in projections] == [2, 2, 2, None]
+    assert [rows[f"self_attn.{name}.weight"] for name in projections] == [8, 8, 8, None]
     assert {rows[f"mlp.{name}_proj.weight"] for name in ("gate", "up", "down")} == {None}
 
 
