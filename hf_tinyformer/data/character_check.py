@@ -2,10 +2,13 @@
 
 Which characters are letters, digits or white space changes from one version of Unicode to the next,
 and libraries carry tables of different versions. So each character is put to both libraries when it
-is first seen, in the surroundings in which its class decides where a text is cut. Texts with a
-character on which they differ are left to the library that defines what is right.
+is first seen, in the surroundings in which its class decides where a text is cut; only letters
+without case that have been such since Unicode 3.2 (2002), most of them Hangul and Han, are the same
+in every table. Texts with a character on which they differ are left to the library that defines
+what is right.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -30,6 +33,12 @@ def _surround(character: str) -> str:
     return f"ab{c}ab {c}ab  {c} 1{c}234 !{c}!\n{c}  {c}{c}\n '{c} {c}\n\n  x{c}  1{c}\t{c}a"
 
 
+def _is_settled(code: int) -> bool:
+    character = chr(code)
+    then = unicodedata.ucd_3_2_0.category(character)
+    return then == "Lo" == unicodedata.category(character)
+
+
 class CharacterCheck:
     """Finds the texts that hold a character on which two libraries differ."""
 
@@ -45,8 +54,9 @@ class CharacterCheck:
         self._is_ascii_same = _STRANGE not in self._verdicts[:128]
 
     def _learn(self, codes: Iterable[int]) -> None:
-        suspects = list(codes)
-        self._verdicts[suspects] = _SAME
+        new = list(codes)
+        self._verdicts[new] = _SAME
+        suspects = [code for code in new if not _is_settled(code)]
         # Many in one text first: few texts hold one that differs, and each text has its price.
         for together in (64, 1):
             groups = [suspects[at : at + together] for at in range(0, len(suspects), together)]

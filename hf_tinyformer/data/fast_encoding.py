@@ -10,7 +10,7 @@ Ids lie end to end in one array; there are no Python lists of numbers on the way
 import importlib.metadata
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,11 +97,11 @@ def _load_fast(rules: dict[str, Any]) -> Any:
         return None
 
 
-def _spell_vocabulary(rules: dict[str, Any]) -> list[str]:
+def _spell_vocabulary(tokens: Iterable[str]) -> list[str]:
     """Write every token of a byte-level vocabulary that is whole characters as text."""
     table = byte_letters()
     texts = []
-    for token in rules["model"]["vocab"]:
+    for token in tokens:
         raw = bytes(table[letter] for letter in token if letter in table)
         try:
             texts.append(raw.decode("utf-8"))
@@ -123,10 +123,13 @@ def _sample(texts: Sequence[str]) -> list[str]:
 
 
 class DocumentEncoder:
-    """Encodes whole documents, framed as `encode_documents` does, into arrays."""
+    """Encodes whole documents, framed as `encode_documents` does, into arrays.
+
+    Three steps, of which the first two may run side by side: `encode`, `examine`, `correct`.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
-        """Choose the library and compare it on difficult texts.
+        """Choose the library.
 
         Args:
             tokenizer: Any fast tokenizer.
@@ -144,11 +147,8 @@ class DocumentEncoder:
             rules["normalizer"] = None  # done before, by `decompose_syllables`
         self._fast = _load_fast(rules)
         self._is_fast = self._fast is not None
-        if self._is_fast:
-            pieces = _spell_vocabulary(rules)
-            lines = ["\n".join(pieces[at : at + 64]) for at in range(0, len(pieces), 64)]
-            self._compare([*_PROBES, *lines])
-            self._check = CharacterCheck(self._agree)
+        self._vocabulary = rules["model"]["vocab"]
+        self._check: CharacterCheck | None = None
 
     @property
     def name(self) -> str:
@@ -170,11 +170,16 @@ class DocumentEncoder:
         return np.fromiter(every_id, dtype=self.dtype, count=count), lengths
 
     def _encode_fast(
-        self, texts: Sequence[str], *, parallel: bool | None = None
+        self,
+        texts: Sequence[str],
+        utf8: Sequence[bytes] | None = None,
+        *,
+        parallel: bool | None = None,
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        documents = texts if utf8 is None else utf8
         if self._is_jamo:
-            texts = [decompose_syllables(text) for text in texts]
-        layout = self._fast.encode_batch(list(texts), parallel=parallel).layout
+            documents = [decompose_syllables(text) for text in texts]
+        layout = self._fast.encode_batch(list(documents), parallel=parallel).layout
         offsets = np.asarray(layout.offsets.data)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         prefix, suffix = self._frame
@@ -209,7 +214,7 @@ class DocumentEncoder:
 
     def _compare(self, texts: Sequence[str]) -> None:
         """Encode some texts by both libraries; the fast one is used no more if they differ."""
-        if all(self._agree(texts)):
+        if not self._is_fast or all(self._agree(texts)):
             return
         logger.warning(
             "%s gives other token ids than tokenizers for a text of this corpus; "
@@ -218,10 +223,16 @@ class DocumentEncoder:
         )
         self.distrust(self.name)
 
+    def _begin_check(self) -> CharacterCheck:
+        pieces = _spell_vocabulary(self._vocabulary)
+        lines = ["\n".join(pieces[at : at + 64]) for at in range(0, len(pieces), 64)]
+        self._compare([*_PROBES, *lines])
+        return CharacterCheck(self._agree)
+
     def examine(self, texts: Sequence[str]) -> list[int]:
         """Compare the libraries on what is new in some documents, and on a sample of them.
 
-        Any thread may do it while another one encodes.
+        The first time, on difficult texts and on the vocabulary too.
 
         Args:
             texts: Documents without lone surrogates (see `check_text`).
@@ -231,42 +242,55 @@ class DocumentEncoder:
         """
         if not self._is_fast or not texts:
             return []
+        if self._check is None:
+            self._check = self._begin_check()
         strange = self._check.find_strange(texts)
         apart = set(strange)
         self._compare(_sample([text for at, text in enumerate(texts) if at not in apart]))
         return strange
 
     def encode(
-        self, texts: Sequence[str], strange: Sequence[int] | None = None
+        self, texts: Sequence[str], utf8: Sequence[bytes] | None = None
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Encode documents on all cores.
 
         Args:
             texts: Documents without lone surrogates (see `check_text`).
-            strange: What `examine` found in them; unset, they are examined here.
+            utf8: Their bytes, where they are at hand: that saves making them.
 
         Returns:
-            The ids of all documents, end to end, and how many each has, both one-dimensional.
+            The ids of all documents, end to end, and how many each has, both one-dimensional. To
+            be kept only if the library is still trusted (see `name`) when `examine` has seen the
+            documents, and after `correct`.
         """
-        if strange is None:
-            strange = self.examine(texts)
         if not self._is_fast or not texts:
             return self._encode_slowly(texts)
-        return self._encode_apart(texts, strange) if strange else self._encode_fast(texts)
+        return self._encode_fast(texts, utf8)
 
-    def _encode_apart(
-        self, texts: Sequence[str], strange: Sequence[int]
+    def correct(
+        self,
+        ids: NDArray[Any],
+        lengths: NDArray[np.int64],
+        texts: Sequence[str],
+        strange: Sequence[int],
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Encode texts, those at some places by `tokenizers`."""
-        slow = set(strange)
-        easy = [index for index in range(len(texts)) if index not in slow]
-        pieces: list[NDArray[Any]] = [np.empty(0)] * len(texts)
-        for places, encode in ((easy, self._encode_fast), (strange, self._encode_slowly)):
-            if not places:
-                continue
-            ids, lengths = encode([texts[index] for index in places])
-            for index, part in zip(places, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
-                pieces[index] = part
+        """Encode once more, by `tokenizers`, what only it may encode.
+
+        Args:
+            ids: From `encode`.
+            lengths: From `encode`.
+            texts: The documents.
+            strange: What `examine` found in them.
+
+        Returns:
+            Ids and lengths as `encode` gives them.
+        """
+        if not strange:
+            return ids, lengths
+        pieces = np.split(ids, np.cumsum(lengths)[:-1])
+        ids, lengths = self._encode_slowly([texts[index] for index in strange])
+        for index, piece in zip(strange, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
+            pieces[index] = piece
         lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
         return np.concatenate(pieces), lengths
 

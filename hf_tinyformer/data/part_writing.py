@@ -193,35 +193,40 @@ class _Waiting:
     """One split's texts that are not encoded yet."""
 
     texts: list[str] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    bytes: int = 0
+    utf8: list[bytes] = field(default_factory=list)
+    num_bytes: int = 0
 
     def take(self, document: Document) -> bool:
         """Keep a document; tell whether there are enough of them."""
-        text = document.text
-        size = len(text) if text.isascii() else len(text.encode("utf-8"))
+        utf8 = document.text.encode()
+        size = len(utf8)
         if size > _LARGEST_DOCUMENT:
             raise DataError(
                 f"{document.source} is one document of {size:,} bytes, but a document may have "
                 f"{_LARGEST_DOCUMENT:,}. Cut it into several files or records."
             )
-        self.texts.append(text)
-        self.sizes.append(size)
-        self.bytes += size
-        return self.bytes >= _BYTES_AT_ONCE or len(self.texts) >= _DOCUMENTS_AT_ONCE
+        self.texts.append(document.text)
+        self.utf8.append(utf8)
+        self.num_bytes += size
+        return self.num_bytes >= _BYTES_AT_ONCE or len(self.texts) >= _DOCUMENTS_AT_ONCE
 
 
 def _write_batch(
-    batch: _Waiting, strange: list[int], writer: _SplitWriter, encoder: DocumentEncoder
+    batch: _Waiting,
+    encoded: Future[tuple[NDArray[Any], NDArray[Any]]],
+    strange: list[int],
+    writer: _SplitWriter,
+    encoder: DocumentEncoder,
 ) -> int:
-    """Encode some texts and write them; return how many bytes they had."""
-    flat, lengths = encoder.encode(batch.texts, strange)
-    writer.append(flat, lengths, np.array(batch.sizes, dtype=np.int64))
+    """Write some texts that are encoded and examined; return how many bytes they had."""
+    flat, lengths = encoder.correct(*encoded.result(), batch.texts, strange)
+    sizes = np.fromiter(map(len, batch.utf8), dtype=np.int64, count=len(batch.utf8))
+    writer.append(flat, lengths, sizes)
     unknown = encoder.count_unknown(flat)
     writer.counts.unknown_tokens += unknown
     if unknown:
         writer.counts.hidden_bytes += encoder.count_hidden_bytes(batch.texts)
-    return batch.bytes
+    return batch.num_bytes
 
 
 def _write_part(
@@ -240,13 +245,15 @@ def _write_part(
             if on_bytes is not None:
                 on_bytes(num_bytes)
 
-    # One thread reads and examines and one encodes, in order: encoding needs no interpreter.
+    # One thread reads and examines, one encodes and writes: encoding needs no interpreter.
     with ThreadPoolExecutor(1) as pool:
 
         def encode(split: str) -> None:
             batch, waiting[split] = waiting[split], _Waiting()
+            encoded = pool.submit(encoder.encode, batch.texts, batch.utf8)
             strange = encoder.examine(batch.texts)
-            running.append(pool.submit(_write_batch, batch, strange, writers[split], encoder))
+            written = pool.submit(_write_batch, batch, encoded, strange, writers[split], encoder)
+            running.append(written)
             collect(_BATCHES_AHEAD)
 
         try:
