@@ -65,8 +65,11 @@ class Muon(torch.optim.Optimizer):
     A group may set `block_rows`: each so many rows of its matrices are then a matrix by themselves,
     as a head's rows of a projection are. Small matrices are also the cheaper ones.
 
-    State by parameter: `momentum_buffer`, of the parameter's shape.
+    State by parameter: `momentum_buffer`, of the parameter's shape. As in torch's fused optimizers,
+    a step changes nothing while the attribute `found_inf` is a tensor of 1.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -119,10 +122,14 @@ class Muon(torch.optim.Optimizer):
                 self._step_group(group, parameters)
 
     def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        device = parameters[0].device
+        found = self.found_inf
+        skip = (torch.zeros((), device=device) if found is None else found.to(device)).bool()
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+            kept = 1.0 - group["lr"] * group["weight_decay"]
+            torch._foreach_mul_(parameters, torch.where(skip, 1.0, kept))
         for batch in self._batches_by_shape(parameters, group["block_rows"]):
-            self._step_batch(group, batch)
+            self._step_batch(group, batch, skip)
 
     def _momentum_buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -142,15 +149,19 @@ class Muon(torch.optim.Optimizer):
             batches[(*sorted([block_rows or rows, columns]), parameter.device)].append(parameter)
         return list(batches.values())
 
-    def _step_batch(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _step_batch(self, group: dict[str, Any], parameters: list[Tensor], skip: Tensor) -> None:
         momentum = group["momentum"]
         gradients = [p.grad for p in parameters if p.grad is not None]
         buffers = [self._momentum_buffer(p) for p in parameters]
+        # Chosen, not multiplied: what is not finite stays so when multiplied by zero.
+        pairs = zip(buffers, gradients, strict=True)
+        gradients = [torch.where(skip, buffer, gradient) for buffer, gradient in pairs]
         torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
         # Nesterov: look ahead from the gradient towards the fresh momentum.
         whole = map(_whole, torch._foreach_lerp(gradients, buffers, momentum))
         blocks = [d.unflatten(0, (-1, group["block_rows"] or d.shape[0])) for d in whole]
         wide = torch.cat([b.mT if b.shape[1] > b.shape[2] else b for b in blocks])
+        wide *= ~skip
         updates = self._orthogonalize(wide, dtype=self._dtype).split([len(b) for b in blocks])
         for parameter, block, update in zip(parameters, blocks, updates, strict=True):
             _, rows, columns = block.shape

@@ -38,27 +38,39 @@ class Processes:
         """How the weights lie, in words."""
         return "shared out (FSDP2)" if self.shards_model else "whole on each process (DDP)"
 
-    def sum(self, values: Sequence[float | torch.Tensor]) -> list[float]:
+    def add(self, values: Sequence[float | torch.Tensor]) -> torch.Tensor:
         """Add up numbers over all processes, in one message.
 
         Args:
             values: Numbers, or scalars on the device, as many on each process.
 
         Returns:
-            Their sums. Fetching them waits for the device, once.
+            Their sums, one-dimensional, on the device. Fetching them waits for it.
         """
         # Apple's GPUs have no float64, and only ever train in one process.
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         scalars = [
             value.detach().to(dtype)
             if isinstance(value, torch.Tensor)
-            else torch.tensor(value, dtype=dtype, device=self.device)
+            # A kernel fills it in; a copy from the host would wait for the device.
+            else torch.full((), value, dtype=dtype, device=self.device)
             for value in values
         ]
         total = torch.stack(scalars)
         if self.count > 1:
             distributed.all_reduce(total)
-        sums: list[float] = total.tolist()
+        return total
+
+    def sum(self, values: Sequence[float | torch.Tensor]) -> list[float]:
+        """Add up numbers over all processes, in one message.
+
+        Args:
+            values: As for `add`.
+
+        Returns:
+            Their sums.
+        """
+        sums: list[float] = self.add(values).tolist()
         return sums
 
     def main_first(self, action: Callable[[], int], *, what: str) -> int:

@@ -194,24 +194,26 @@ class StepRunner:
         stop, save = requests()
         main = self.processes.is_main
         # After the all-reduce of the gradients their norm is the same everywhere: one sends it.
-        sums = self.processes.sum([loss, norm if main else 0.0, stop, main and save])
-        finite = math.isfinite(sums[0]) and math.isfinite(sums[1])
-        rate = self._update(step, finite=finite)
+        sums = self.processes.add([loss, norm if main else 0.0, stop, main and save])
+        # The device decides whether to move the weights, and only then are the numbers fetched: a
+        # GPU goes on with the update while this process waits for them.
+        rate = self._update(step, skip=~sums[:2].isfinite().all())
+        total_loss, grad_norm, stops, saves = sums.tolist()
+        finite = math.isfinite(total_loss) and math.isfinite(grad_norm)
         return StepOutcome(
-            loss=sums[0],
-            grad_norm=sums[1],
+            loss=total_loss,
+            grad_norm=grad_norm,
             learning_rate=rate,
             taken=finite,
-            overflowed=self._overflowed(finite=finite, loss=sums[0]),
-            stop=sums[2] > 0,
-            save=sums[3] > 0,
+            overflowed=self._overflowed(finite=finite, loss=total_loss),
+            stop=stops > 0,
+            save=saves > 0,
         )
 
     def _accumulate(self, step: int) -> Tensor:
         """Add up the gradients of this process's micro-batches, and return their share of loss."""
-        num_items = torch.tensor(
-            max(1, self.batches.num_targets(step)), device=self.accelerator.device
-        )
+        num_targets = max(1, self.batches.num_targets(step))
+        num_items = torch.full((), num_targets, device=self.accelerator.device)
         total = torch.zeros((), device=self.accelerator.device)
         last = self.num_micro_batches - 1
         for number in range(self.num_micro_batches):
@@ -267,21 +269,18 @@ class StepRunner:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _update(self, step: int, *, finite: bool) -> float:
-        """Move the weights if that is safe; return AdamW's learning rate for the log."""
+    def _update(self, step: int, *, skip: Tensor) -> float:
+        """Move the weights unless `skip` is true; return AdamW's learning rate for the log."""
         factor = learning_rate_factor(step, self.config)
-        scaler: Any = self.accelerator.scaler
-        if finite:
-            set_learning_rates(self.optimizers, factor)
-            set_momentum(self.optimizers, muon_momentum(step, self.config))
-            for optimizer in self.optimizers:
-                if scaler is None:
-                    optimizer.step()
-                else:
-                    scaler.step(optimizer)
-        if scaler is not None:
+        set_learning_rates(self.optimizers, factor)
+        set_momentum(self.optimizers, muon_momentum(step, self.config))
+        for optimizer in self.optimizers:
+            # How torch's GradScaler tells a fused optimizer; ours knows it too.
+            optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+            optimizer.step()
+        if self.accelerator.scaler is not None:
             # Once for all optimizers: it forgets which of them are unscaled already.
-            scaler.update()
+            self.accelerator.scaler.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         return self.config.learning_rate * factor

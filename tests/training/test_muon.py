@@ -141,6 +141,37 @@ def test_a_parameter_without_gradient_does_not_move():
     assert (moved != 1).any()
 
 
+def test_a_step_that_found_something_not_finite_changes_nothing():
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(4, 6))
+    optimizer = Muon([weight], weight_decay=0.1)
+    for value in (1.0, math.nan, 2.0):
+        before = weight.detach().clone(), optimizer.state[weight].get("momentum_buffer")
+        before = tuple(None if tensor is None else tensor.clone() for tensor in before)
+        weight.grad = torch.full_like(weight, value)
+        optimizer.found_inf = torch.tensor(float(math.isnan(value)))
+        optimizer.step()
+        same = torch.equal(weight, before[0])
+        assert same == math.isnan(value)
+        if same:
+            assert torch.equal(optimizer.state[weight]["momentum_buffer"], before[1])
+
+
+def test_a_step_that_found_nothing_is_as_any_other():
+    moved = []
+    for found_inf in (None, torch.zeros(())):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 6))
+        optimizer = Muon([weight], weight_decay=0.1)
+        optimizer.found_inf = found_inf
+        for _ in range(3):
+            weight.grad = torch.randn(4, 6)
+            optimizer.step()
+        moved.append(weight)
+
+    assert torch.equal(*moved)
+
+
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match=r"shape \(3,\).*matrices only"):
         Muon([torch.nn.Parameter(torch.zeros(3))])
