@@ -107,7 +107,7 @@ class _Decoder(Structure):
     _fields_ = (
         *((name, c_int64) for name in ("threads", "batch", "rows", "hidden_size")),
         *((name, c_int64) for name in ("heads", "key_value_heads", "head_dim", "room")),
-        *((name, c_int64) for name in ("is_pre_norm", "activation", "num_blocks")),
+        *((name, c_int64) for name in ("is_one_text", "is_pre_norm", "activation", "num_blocks")),
         ("scaling", c_double),
         ("blocks", POINTER(_Block)),
         *(("norm", _Norm), ("head", _Matrix)),
@@ -140,6 +140,7 @@ class DecoderKernel:
         positions: Tensor | None,
         angles: tuple[Tensor, Tensor] | None,
         bias: Tensor | None,
+        is_one_text: bool = False,
     ) -> None:
         """Note where everything is; nothing is copied.
 
@@ -149,6 +150,8 @@ class DecoderKernel:
             positions: Vectors added to the embeddings, `(room, hidden_size)`.
             angles: Cosines and signed sines, `(room, head_dim)` each.
             bias: Score bias of a query in the last slot, `(1, heads, 1, room)`.
+            is_one_text: Read up to `most_tokens` tokens of the cache's only text at once, instead
+                of one of each text.
         """
         library = load_library()
         assert library is not None, "ask `can_run` first"
@@ -158,10 +161,11 @@ class DecoderKernel:
         _, _, batch, key_value_heads, room, head_dim = cache.shape
         blocks = [self._block(block, part) for block, part in zip(base.layers, cache, strict=True)]
         threads, lanes = torch.get_num_threads(), library.decoder_lanes()
-        rows = 1 if batch == 1 else -(-batch // lanes) * lanes
+        rows = 1 if batch == 1 and not is_one_text else -(-batch // lanes) * lanes
+        self.most_tokens = rows if is_one_text else batch
         own_size = rows * config.hidden_size + 3 * head_dim + room
         logits = torch.empty(model.lm_head.out_features, rows)
-        self._logits = logits.t()[:batch]
+        self._logits = logits.t()
         self._decoder = _Decoder(
             threads=threads,
             batch=batch,
@@ -171,6 +175,7 @@ class DecoderKernel:
             key_value_heads=key_value_heads,
             head_dim=head_dim,
             room=room,
+            is_one_text=is_one_text,
             is_pre_norm=config.norm_placement == "pre",
             activation=ACTIVATIONS[config.mlp_type],
             num_blocks=len(blocks),
@@ -198,22 +203,25 @@ class DecoderKernel:
         """Compute a step's logits.
 
         Args:
-            tokens: Shape `(batch,)`.
-            slot: Where they stand in the cache.
+            tokens: Shape `(batch,)`, or some tokens of one text, `(sequence,)`.
+            slot: Where they stand in the cache; those of one text, from there on.
             padding: Slots before each text begins, `(batch,)`.
 
         Returns:
-            Shape `(batch, vocab_size)`, good until the next step.
+            Shape `(batch, vocab_size)` or `(sequence, vocab_size)`, good until the next step.
 
         Raises:
             IndexError: If the cache has no such slot; the kernel would write beside it.
         """
-        if not 0 <= slot < self._decoder.room:
-            raise IndexError(f"slot {slot} of a cache with room for {self._decoder.room} tokens")
+        last = slot + len(tokens) - 1 if self._decoder.is_one_text else slot
+        if not 0 <= slot <= last < self._decoder.room:
+            raise IndexError(f"slot {last} of a cache with room for {self._decoder.room} tokens")
+        assert len(tokens) <= self.most_tokens, "the kernel has no rows for more"
+        self._decoder.batch = len(tokens)
         tokens = tokens.contiguous()
         self._decoder.padding = None if padding is None else padding.data_ptr()
         self._library.decoder_step(self._decoder, tokens.data_ptr(), slot)
-        return self._logits
+        return self._logits[: len(tokens)]
 
     def _hold(self, tensor: Tensor | None) -> int | None:
         if tensor is None:

@@ -1,12 +1,12 @@
-// One token of each text through a whole TinyFormer, on a CPU, in float32.
+// One token of each text, or some tokens of one, through a whole TinyFormer, on a CPU, in float32.
 //
 // Nearly all the time goes into reading the weights, so they are read once, where the model has
 // them, by all cores. Work is shared out where a barrier ends it; what is cheap (norms) every thread
 // does for itself, which is cheaper than waiting for another.
 //
-// The texts are the rows of a batch. States are kept transposed, (size, rows), with as many rows as
+// The tokens are the rows of a batch. States are kept transposed, (size, rows), with as many rows as
 // fill vectors: a weight then meets all rows in one instruction, and no vector is ever summed up.
-// A single text has one row, and its vectors run along the inputs instead.
+// A single token has one row, and its vectors run along the inputs instead.
 //
 // decoder_kernel.py fills the structures; decoder_layer.py is the same in torch.
 
@@ -50,12 +50,13 @@ struct Block {
     Norm attention_norm, mlp_norm, query_norm, key_norm;
     Matrix query, key, value, mix;
     Matrix gate, widen, narrow;
-    float* keys;  // (batch, key_value_heads, room, head_dim)
+    float* keys;  // (texts, key_value_heads, room, head_dim)
     float* values;
 };
 
 struct Decoder {
     int64_t threads, batch, rows, hidden_size, heads, key_value_heads, head_dim, room;
+    int64_t is_one_text;  // the rows are tokens of one text, in their order
     int64_t is_pre_norm, activation, num_blocks;
     double scaling;
     const Block* blocks;
@@ -66,7 +67,7 @@ struct Decoder {
     const float* cosines;     // (room, head_dim), or none
     const float* sines;       // the first half of each row negative
     const float* score_bias;  // (heads, room) by distance from the last slot, or none
-    const int64_t* padding;   // (batch): slots before a text begins, or none
+    const int64_t* padding;   // (texts): slots before a text begins, or none
     float* hidden;            // (hidden_size, rows)
     float* projected;         // (heads + 2 * key_value_heads, head_dim, rows)
     float* attended;          // (heads, head_dim, rows)
@@ -77,6 +78,17 @@ struct Decoder {
 };
 
 enum { SILU, GELU, SQUARED_RELU };
+
+// Where a row's token stands.
+struct Place {
+    int64_t text, slot, begin;  // begin: the text's first slot
+};
+
+static Place find(const Decoder& decoder, int64_t row, int64_t slot) {
+    const int64_t text = decoder.is_one_text ? 0 : row;
+    return {text, decoder.is_one_text ? slot + row : slot,
+            decoder.padding ? decoder.padding[text] : 0};
+}
 
 static Vector load(const float* place) {  // from anywhere: a vector's own place is aligned
     Vector vector;
@@ -193,21 +205,32 @@ static void turn(
     for (int64_t i = 0; i < size; ++i) out[i] = out[i] * cosines[i] + scratch[i] * sines[i];
 }
 
-// The heads of one row that share a key and value head.
-static void attend(
-    const Decoder& decoder, const Block& block, int64_t group, int64_t row, int64_t slot,
+static int64_t cached(const Decoder& decoder, const Place& place, int64_t group) {
+    return (place.text * decoder.key_value_heads + group) * decoder.room * decoder.head_dim;
+}
+
+// Keeps one row's key and value of a head.
+static void remember(
+    const Decoder& decoder, const Block& block, int64_t group, int64_t row, const Place& place,
     float* scratch) {
-    const int64_t size = decoder.head_dim, shared = decoder.heads / decoder.key_value_heads;
-    const int64_t begin = decoder.padding ? decoder.padding[row] : 0;
-    const int64_t place = (row * decoder.key_value_heads + group) * decoder.room * size;
-    float *keys = block.keys + place, *values = block.values + place;
-    float *query = scratch + size, *out = query + size, *scores = out + size;
-    turn(decoder, block.key_norm, decoder.heads + group, row, slot - begin, keys + slot * size,
-         scratch);
+    const int64_t size = decoder.head_dim;
+    const int64_t at = cached(decoder, place, group) + place.slot * size;
+    turn(decoder, block.key_norm, decoder.heads + group, row, place.slot - place.begin,
+         block.keys + at, scratch);
     const int64_t value = decoder.heads + decoder.key_value_heads + group;
     for (int64_t i = 0; i < size; ++i)
-        values[slot * size + i] = decoder.projected[(value * size + i) * decoder.rows + row];
+        block.values[at + i] = decoder.projected[(value * size + i) * decoder.rows + row];
+}
 
+// The heads of one row that share a key and value head.
+static void attend(
+    const Decoder& decoder, const Block& block, int64_t group, int64_t row, const Place& place,
+    float* scratch) {
+    const int64_t size = decoder.head_dim, shared = decoder.heads / decoder.key_value_heads;
+    const int64_t begin = place.begin, slot = place.slot;
+    const float* keys = block.keys + cached(decoder, place, group);
+    const float* values = block.values + cached(decoder, place, group);
+    float *query = scratch + size, *out = query + size, *scores = out + size;
     for (int64_t head = group * shared; head < (group + 1) * shared; ++head) {
         turn(decoder, block.query_norm, head, row, slot - begin, query, scratch);
         const float* bias =
@@ -257,7 +280,8 @@ static void feed(const Decoder& decoder, const Block& block, int64_t group, cons
 
 static void embed(const Decoder& decoder, const int64_t* tokens, int64_t slot, int64_t row) {
     const int64_t size = decoder.hidden_size;
-    const int64_t position = slot - (decoder.padding ? decoder.padding[row] : 0);
+    const Place place = find(decoder, row, slot);
+    const int64_t position = place.slot - place.begin;
     for (int64_t i = 0; i < size; ++i) {
         float& hidden = decoder.hidden[i * decoder.rows + row];
         hidden = decoder.embeddings[tokens[row] * size + i];
@@ -284,10 +308,17 @@ static void run_block(const Decoder& decoder, const Block& block, int64_t slot, 
     rest = project(decoder, block.key, own, rest);
     project(decoder, block.value, own, rest);
 #pragma omp barrier
+    const int64_t batch = decoder.batch;
 #pragma omp for
-    for (int64_t item = 0; item < decoder.key_value_heads * decoder.batch; ++item)
+    for (int64_t item = 0; item < decoder.key_value_heads * batch; ++item)
+        remember(
+            decoder, block, item / batch, item % batch, find(decoder, item % batch, slot),
+            own + size * rows);
+#pragma omp for
+    for (int64_t item = 0; item < decoder.key_value_heads * batch; ++item)
         attend(
-            decoder, block, item / decoder.batch, item % decoder.batch, slot, own + size * rows);
+            decoder, block, item / batch, item % batch, find(decoder, item % batch, slot),
+            own + size * rows);
 #pragma omp for
     for (int64_t group = 0; group < groups(block.mix); ++group)
         add(decoder, block.mix, group, decoder.attended, residual);

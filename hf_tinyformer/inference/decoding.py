@@ -3,7 +3,8 @@
 `generate` prepares inputs, builds masks and grows a cache anew for every token, which for a small
 model costs several times what the model does. Here the cache has its full length from the start,
 query, key and value come out of one product, and all that depends on positions is a table. On CUDA
-a step is recorded once as a graph and replayed, so a token costs one launch instead of hundreds.
+a step is recorded once as a graph and replayed, so a token costs one launch instead of hundreds. On
+a CPU a single text that repeats itself is read some tokens at a time (`prompt_lookup.py`).
 The numbers are those of the model's forward with a cache, up to the order in which float32 sums are
 taken.
 """
@@ -19,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from hf_tinyformer.inference.choosing import Choose
 from hf_tinyformer.inference.decoder_kernel import DecoderKernel, can_run
 from hf_tinyformer.inference.decoder_layer import DecoderLayer, Slot, make_norm
+from hf_tinyformer.inference.prompt_lookup import PromptLookup
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
 
 STEADY_ROPE = ("default", "linear", "yarn", "llama3")
@@ -84,20 +86,28 @@ class TokenDecoder:
         self.padding: Tensor | None = None
         self.recording: _Recording | None = None
         self.kernel: DecoderKernel | None = None
+        self.lookup: PromptLookup | None = None
         if can_run(model, len(input_ids)):
-            self.kernel = DecoderKernel(
-                model,
-                self.cache,
-                positions=self.tables.positions,
-                angles=self.tables.angles,
-                bias=self.tables.bias,
-            )
+            self.kernel = self._make_kernel()
+            if len(input_ids) == 1:
+                several = self._make_kernel(is_one_text=True)
+                self.lookup = PromptLookup(self.kernel, several, room)
         else:
             self.layers = [
                 DecoderLayer(block, part)
                 for block, part in zip(base.layers, self.cache, strict=True)
             ]
             self.norm = make_norm(base.norm)
+
+    def _make_kernel(self, *, is_one_text: bool = False) -> DecoderKernel:
+        return DecoderKernel(
+            self.model,
+            self.cache,
+            positions=self.tables.positions,
+            angles=self.tables.angles,
+            bias=self.tables.bias,
+            is_one_text=is_one_text,
+        )
 
     def _make_tables(self, room: int) -> _Tables:
         base = self.model.model
@@ -129,6 +139,8 @@ class TokenDecoder:
             input_ids=input_ids, attention_mask=attention_mask, use_cache=True, logits_to_keep=1
         )
         self.slot = input_ids.shape[1]
+        if self.lookup is not None:
+            self.lookup.add(input_ids[0].tolist())
         for cache, filled in zip(self.cache, outputs.past_key_values.layers, strict=True):
             for kept, states in zip(cache, (filled.keys, filled.values), strict=True):
                 kept[:, :, : self.slot] = states
@@ -151,6 +163,8 @@ class TokenDecoder:
         if tokens.is_cuda:
             self.recording = self.recording or _Recording(self, tokens)
             logits = self.recording.replay(tokens, self.slot)
+        elif self.lookup is not None:
+            logits = self.lookup.compute(int(tokens), self.slot, self.padding)
         elif self.kernel is not None:
             logits = self.kernel.compute(tokens, self.slot, self.padding)
         else:
