@@ -217,8 +217,14 @@ class _FixedEncoder:
     def __init__(self) -> None:
         self._ids = np.random.default_rng(0).integers(0, 50_000, 1 << 20).astype(np.uint16)
 
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: list[str], _utf8: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         return np.tile(self._ids, len(texts)), np.full(len(texts), len(self._ids), dtype=np.int64)
+
+    def examine(self, _texts: list[str]) -> list[int]:
+        return []
+
+    def correct(self, ids: Any, lengths: Any, _texts: list[str], _strange: list[int]) -> Any:
+        return ids, lengths
 
     def count_unknown(self, _ids: np.ndarray) -> int:
         return 0
