@@ -91,10 +91,12 @@ def train(
         return
     from hf_tinyformer.pipeline import run_pipeline
     from hf_tinyformer.progress import TrainingDisplay
+    from hf_tinyformer.training.processes import leave_together
 
     _hide_bars_of_libraries()
     with TrainingDisplay(console, quiet=not _is_main_process()) as display:
         result = run_pipeline(run_config, reporter=display)
+    leave_together()
     if not _is_main_process():
         raise typer.Exit(0 if result.final_dir else INTERRUPTED)
     if result.final_dir is None:
