@@ -1,5 +1,6 @@
 """The names a user may rely on, and what importing them does."""
 
+import gc
 import subprocess
 import sys
 
@@ -31,6 +32,10 @@ def test_the_public_names_are_these():
     }
     for name in hf_tinyformer.__all__:
         assert getattr(hf_tinyformer, name) is not None
+
+
+def test_importing_leaves_garbage_collection_on():
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(
