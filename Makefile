@@ -62,7 +62,7 @@ $(OLDEST)/.installed: $(READY)
 
 test-oldest: $(OLDEST)/.installed ## the model's and tokenizer's tests under the oldest transformers
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -q \
-		tests/model tests/data/test_tokenizer.py tests/publishing
+		tests/model tests/data/tokenization/test_tokenizer.py tests/publishing
 
 INTEGRATIONS := $(VENV)-integrations
 

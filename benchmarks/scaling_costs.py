@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_tinyformer.data.config import DataConfig
-from hf_tinyformer.data.tokenizer_config import TokenizerConfig
+from hf_tinyformer.data.text.config import DataConfig
+from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 from hf_tinyformer.inference.sizes import format_bytes, measure_sizes
 from hf_tinyformer.run_config import RunConfig, build_model_config
 from hf_tinyformer.training.config import TrainConfig

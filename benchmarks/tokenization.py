@@ -79,11 +79,11 @@ def child_encode_ours(file: str, tokenizer: str, folder: str) -> dict[str, Any]:
     import gigatoken  # noqa: F401
     import pyarrow.ipc  # noqa: F401
 
-    from hf_tinyformer.data.config import DataConfig
-    from hf_tinyformer.data.corpus import plan_parts, read_part
-    from hf_tinyformer.data.preparation import prepare_token_store
-    from hf_tinyformer.data.tokenizer import load_tokenizer
-    from hf_tinyformer.data.tokens import open_token_store
+    from hf_tinyformer.data.store.preparation import prepare_token_store
+    from hf_tinyformer.data.store.tokens import open_token_store
+    from hf_tinyformer.data.text.config import DataConfig
+    from hf_tinyformer.data.text.corpus import plan_parts, read_part
+    from hf_tinyformer.data.tokenization.tokenizer import load_tokenizer
 
     loaded = load_tokenizer(Path(tokenizer))
     # A validation file of its own leaves every text of the corpus in training.
@@ -111,7 +111,7 @@ def child_encode_ours(file: str, tokenizer: str, folder: str) -> dict[str, Any]:
 def child_encode_datasets(file: str, tokenizer: str, folder: str) -> dict[str, Any]:
     import datasets
 
-    from hf_tinyformer.data.tokenizer import load_tokenizer
+    from hf_tinyformer.data.tokenization.tokenizer import load_tokenizer
 
     datasets.disable_progress_bars()
     loaded = load_tokenizer(Path(tokenizer))
@@ -144,8 +144,8 @@ def _finish_training(begin: float, merges: list[Any]) -> dict[str, Any]:
 def _empty_backend() -> Any:
     from tokenizers import Tokenizer, models
 
-    from hf_tinyformer.data.tokenizer_config import TokenizerConfig
-    from hf_tinyformer.data.tokenizer_training import _build_cutter
+    from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
+    from hf_tinyformer.data.tokenization.tokenizer_training import _build_cutter
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = _build_cutter(TokenizerConfig())
@@ -156,8 +156,8 @@ def child_train_ours(file: str) -> dict[str, Any]:
     import gigabpe  # noqa: F401 - without it, the two sides would be one
     import pyarrow.compute  # noqa: F401
 
-    from hf_tinyformer.data.bpe_training import train_bpe
-    from hf_tinyformer.data.training_texts import choose_texts
+    from hf_tinyformer.data.tokenization.bpe_training import train_bpe
+    from hf_tinyformer.data.tokenization.training_texts import choose_texts
 
     texts, backend = read_texts(Path(file)), _empty_backend()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -195,8 +195,8 @@ def child_train_tokenizers(file: str) -> dict[str, Any]:
 def child_train_rustbpe(file: str) -> dict[str, Any]:
     import rustbpe
 
-    from hf_tinyformer.data.tokenizer_config import TokenizerConfig
-    from hf_tinyformer.data.tokenizer_training import split_pattern
+    from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
+    from hf_tinyformer.data.tokenization.tokenizer_training import split_pattern
 
     texts = read_texts(Path(file))
     trainer = rustbpe.Tokenizer()
@@ -231,9 +231,9 @@ class _FixedEncoder:
 
 
 def make_large_store(folder: Path) -> None:
-    from hf_tinyformer.data import preparation
-    from hf_tinyformer.data.documents import Document
-    from hf_tinyformer.data.parts import Part
+    from hf_tinyformer.data.store import preparation
+    from hf_tinyformer.data.text.documents import Document
+    from hf_tinyformer.data.text.parts import Part
 
     def read(_part: Part, _on_skip: Any) -> Iterator[tuple[Any, Document]]:
         for _ in range(16):
@@ -248,7 +248,7 @@ def make_large_store(folder: Path) -> None:
 def child_open(folder: str) -> dict[str, Any]:
     import pyarrow.ipc  # noqa: F401
 
-    from hf_tinyformer.data.tokens import open_token_store
+    from hf_tinyformer.data.store.tokens import open_token_store
 
     def memory() -> float:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -353,8 +353,8 @@ def size_of_texts(file: Path) -> int:
 
 def train_run_tokenizer(file: Path, folder: Path, vocab_size: int) -> Path:
     """Train the tokenizer that both sides encode with, in this process."""
-    from hf_tinyformer.data.tokenizer import save_tokenizer, train_tokenizer
-    from hf_tinyformer.data.tokenizer_config import TokenizerConfig
+    from hf_tinyformer.data.tokenization.tokenizer import save_tokenizer, train_tokenizer
+    from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 
     config = TokenizerConfig(vocab_size=vocab_size)
     tokenizer = train_tokenizer(config, read_texts(file)[:10_000], sequence_length=1024)

@@ -24,7 +24,11 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from hf_tinyformer.data.tokenizer import count_hidden_bytes, encode_documents, load_tokenizer
+from hf_tinyformer.data.tokenization.tokenizer import (
+    count_hidden_bytes,
+    encode_documents,
+    load_tokenizer,
+)
 from hf_tinyformer.inference.loading import load_checkpoint
 from hf_tinyformer.inference.scoring import cut_windows, evaluate_texts
 from hf_tinyformer.inference.sizes import measure_sizes

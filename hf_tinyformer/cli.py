@@ -136,7 +136,7 @@ def evaluate(
     figures: dict[str, Any] = {}
     with counting_bar(console, quiet=as_json) as on_progress:
         if text:
-            from hf_tinyformer.data.files import read_files
+            from hf_tinyformer.data.text.files import read_files
             from hf_tinyformer.inference.scoring import evaluate_texts
 
             texts = (document.text for document in read_files("--text", text, text_field))

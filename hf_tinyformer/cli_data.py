@@ -11,7 +11,7 @@ from rich.text import Text
 from hf_tinyformer.terminal import ConfigArgument, OverridesArgument, console, say
 
 if TYPE_CHECKING:
-    from hf_tinyformer.data.statistics import Group
+    from hf_tinyformer.data.store.statistics import Group
 
 data_app = typer.Typer(
     help="Prepare a corpus once, describe it, look for duplicates.", no_args_is_help=True
@@ -48,7 +48,7 @@ def prepare(
 
     The same command goes on where the last one stopped, whatever stopped it.
     """
-    from hf_tinyformer.data.store_job import StoreJob, run_job
+    from hf_tinyformer.data.store.store_job import StoreJob, run_job
     from hf_tinyformer.prepared import prepare_corpus, text_dir
     from hf_tinyformer.progress import parts_bar
     from hf_tinyformer.run_config import load_run_config
@@ -58,7 +58,7 @@ def prepare(
 
     def make(job: StoreJob) -> None:
         if executor is not None:
-            from hf_tinyformer.data import distributed_preparation as distributed
+            from hf_tinyformer.data.store import distributed_preparation as distributed
 
             options = distributed.parse_options(option or [])
             built = distributed.build_executor(
@@ -91,7 +91,7 @@ def describe(
     as_json: JsonOption = False,
 ) -> None:
     """Count documents, bytes, tokens and scripts, and show how long documents are."""
-    from hf_tinyformer.data.statistics import draw_lengths
+    from hf_tinyformer.data.store.statistics import draw_lengths
     from hf_tinyformer.prepared import describe_source
     from hf_tinyformer.progress import counting_bar
 
@@ -151,8 +151,8 @@ def audit(
     from dataclasses import replace
 
     from hf_tinyformer.artifacts import write_text
-    from hf_tinyformer.data.audit import audit_corpus
-    from hf_tinyformer.data.drop_list import write_drop_list
+    from hf_tinyformer.data.text.audit import audit_corpus
+    from hf_tinyformer.data.text.drop_list import write_drop_list
     from hf_tinyformer.prepared import pin_data, text_dir
     from hf_tinyformer.progress import counting_bar
     from hf_tinyformer.run_config import load_run_config

@@ -11,7 +11,7 @@ from rich.text import Text
 from hf_tinyformer.terminal import ConfigArgument, OverridesArgument, console, say
 
 if TYPE_CHECKING:
-    from hf_tinyformer.data.tokenizer_report import TokenizerReport
+    from hf_tinyformer.data.tokenization.tokenizer_report import TokenizerReport
 
 tokenizer_app = typer.Typer(
     help="Train a tokenizer, see how it cuts, compare it with others.", no_args_is_help=True
@@ -45,8 +45,8 @@ def show(
     text: Annotated[str, typer.Argument(help="Text to cut.")],
 ) -> None:
     """Show how a tokenizer cuts a text, and whether the pieces give the text back."""
-    from hf_tinyformer.data.tokenizer import encode_documents
-    from hf_tinyformer.data.tokenizer_report import show_tokens
+    from hf_tinyformer.data.tokenization.tokenizer import encode_documents
+    from hf_tinyformer.data.tokenization.tokenizer_report import show_tokens
     from hf_tinyformer.inference.loading import load_tokenizer_of
 
     tokenizer = load_tokenizer_of(folder)
@@ -87,7 +87,7 @@ def report(
     ] = False,
 ) -> None:
     """Measure tokenizers side by side on text that they were not trained on."""
-    from hf_tinyformer.data.tokenizer_report import report_tokenizer
+    from hf_tinyformer.data.tokenization.tokenizer_report import report_tokenizer
     from hf_tinyformer.inference.loading import load_tokenizer_of
 
     texts = _read_texts(text or [], text_field, config, max_megabytes)
@@ -103,8 +103,8 @@ def report(
 def _read_texts(
     patterns: list[str], text_field: str, config: Path | None, max_megabytes: float
 ) -> list[str]:
-    from hf_tinyformer.data.corpus import iterate_documents
-    from hf_tinyformer.data.files import read_files
+    from hf_tinyformer.data.text.corpus import iterate_documents
+    from hf_tinyformer.data.text.files import read_files
     from hf_tinyformer.errors import ConfigError
     from hf_tinyformer.run_config import load_run_config
 

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
-from hf_tinyformer.data.tokenizer import count_ids
+from hf_tinyformer.data.tokenization.tokenizer import count_ids
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.inference.loading import load_checkpoint
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM

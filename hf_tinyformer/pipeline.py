@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerFast
 
 from hf_tinyformer.artifacts import fingerprint, write_text
-from hf_tinyformer.data.config import DataConfig
-from hf_tinyformer.data.sources import Source
-from hf_tinyformer.data.tokenizer import tokenizer_fingerprint
-from hf_tinyformer.data.tokens import TokenStores
+from hf_tinyformer.data.store.tokens import TokenStores
+from hf_tinyformer.data.text.config import DataConfig
+from hf_tinyformer.data.text.sources import Source
+from hf_tinyformer.data.tokenization.tokenizer import tokenizer_fingerprint
 from hf_tinyformer.first_weights import build_model
 from hf_tinyformer.inference.evaluation import Evaluation
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM

@@ -14,17 +14,22 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from hf_tinyformer.artifacts import fingerprint, hold_folder, read_manifest, write_text
-from hf_tinyformer.data.corpus import describe_inputs, iterate_documents, pin_revisions, plan_parts
-from hf_tinyformer.data.existing_tokenizer import adopt_tokenizer, describe_tokenizer
-from hf_tinyformer.data.statistics import Group, add_tokens, describe_corpus, describe_store
-from hf_tinyformer.data.store_job import StoreJob, run_job
-from hf_tinyformer.data.tokenizer import (
+from hf_tinyformer.data.store.statistics import Group, add_tokens, describe_corpus, describe_store
+from hf_tinyformer.data.store.store_job import StoreJob, run_job
+from hf_tinyformer.data.store.tokens import STORE_LAYOUT, TokenStores, open_token_store
+from hf_tinyformer.data.text.corpus import (
+    describe_inputs,
+    iterate_documents,
+    pin_revisions,
+    plan_parts,
+)
+from hf_tinyformer.data.tokenization.existing_tokenizer import adopt_tokenizer, describe_tokenizer
+from hf_tinyformer.data.tokenization.tokenizer import (
     load_tokenizer,
     save_tokenizer,
     tokenizer_fingerprint,
     train_tokenizer,
 )
-from hf_tinyformer.data.tokens import STORE_LAYOUT, TokenStores, open_token_store
 from hf_tinyformer.errors import ArtifactError, ConfigError, DataError
 from hf_tinyformer.run_config import RunConfig, load_run_config
 

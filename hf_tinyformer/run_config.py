@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
-from hf_tinyformer.data.config import DataConfig
-from hf_tinyformer.data.sources import WeightedSource
-from hf_tinyformer.data.tokenizer_config import TokenizerConfig
+from hf_tinyformer.data.text.config import DataConfig
+from hf_tinyformer.data.text.sources import WeightedSource
+from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
 from hf_tinyformer.publishing.card import CardConfig

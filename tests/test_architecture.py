@@ -34,6 +34,13 @@ BELOW["adapters"] = {"model"}
 BELOW["__init__"] = {"errors", "model", "adapters"}
 BELOW["__main__"] = {"cli"}
 
+# The rooms within the data room, each with those that it may import from.
+WITHIN_DATA = {
+    "text": {"text"},
+    "tokenization": {"text", "tokenization"},
+    "store": {"text", "tokenization", "store"},
+}
+
 # What a checkpoint may need wherever it is loaded.
 PORTABLE = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
 # Loading one of these takes long or may fail, so it happens only where it is used.
@@ -74,6 +81,24 @@ def test_imports_point_down_and_never_across(path: Path) -> None:
             assert parts[1] == room or parts[1] in BELOW[room], f"{room} must not import {module}"
         if level:
             assert room == "model", "imports outside the model room are absolute"
+
+
+@pytest.mark.parametrize("room", sorted(WITHIN_DATA))
+def test_within_data_imports_follow_the_walk_from_text_to_batches(room: str) -> None:
+    modules = list((PACKAGE / "data" / room).glob("*.py"))
+    assert len(modules) > 1
+    for path in modules:
+        for _, module in imported_names(parse(path)):
+            parts = module.split(".")
+            if parts[:2] == ["hf_tinyformer", "data"]:
+                assert parts[2] in WITHIN_DATA[room], f"{identify(path)} must not import {module}"
+
+
+def test_every_module_of_the_data_room_is_in_one_of_its_rooms() -> None:
+    inside = {
+        path.relative_to(PACKAGE / "data").parts[0] for path in MODULES if room_of(path) == "data"
+    }
+    assert inside == {"__init__.py", *WITHIN_DATA}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "model").glob("*.py")), ids=identify)

@@ -8,7 +8,7 @@ import pytest
 from tiny_run import words_for, write_corpus
 
 from hf_tinyformer.cli import main
-from hf_tinyformer.data.tokens import open_token_store
+from hf_tinyformer.data.store.tokens import open_token_store
 from hf_tinyformer.errors import ArtifactError, ConfigError
 from hf_tinyformer.pipeline import run_pipeline
 from hf_tinyformer.prepared import check_prepared

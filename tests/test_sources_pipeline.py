@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_run import words_for, write_corpus
 
-from hf_tinyformer.data.tokens import open_token_store
+from hf_tinyformer.data.store.tokens import open_token_store
 from hf_tinyformer.errors import ArtifactError, DataError
 from hf_tinyformer.pipeline import run_pipeline
 from hf_tinyformer.prepared import pin_data, prepare_corpus
@@ -92,7 +92,7 @@ def test_what_is_skipped_is_counted_and_listed_with_the_tokens(tmp_path: Path, c
 
 def test_the_commits_a_run_began_with_are_kept_in_its_folder(tmp_path: Path, monkeypatch):
     commits = iter(["a" * 40, "b" * 40])
-    monkeypatch.setattr("hf_tinyformer.data.corpus.pin_revision", lambda *_: next(commits))
+    monkeypatch.setattr("hf_tinyformer.data.text.corpus.pin_revision", lambda *_: next(commits))
     config = load_run_config(None, ["data.dataset=some/set", f"output_dir={tmp_path}"])
 
     first = pin_data(config, config.run_dir)

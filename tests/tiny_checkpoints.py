@@ -3,8 +3,8 @@
 import torch
 
 from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
-from hf_tinyformer.data.tokenizer import train_tokenizer, write_tokenizer_files
-from hf_tinyformer.data.tokenizer_config import TokenizerConfig
+from hf_tinyformer.data.tokenization.tokenizer import train_tokenizer, write_tokenizer_files
+from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 
 TEXTS = [
     "Once upon a time there was a small house by the sea, and the house was old.",

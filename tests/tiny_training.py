@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from hf_tinyformer.data.config import DataConfig
-from hf_tinyformer.data.documents import Document
-from hf_tinyformer.data.preparation import write_token_store
-from hf_tinyformer.data.tokenizer import train_tokenizer
-from hf_tinyformer.data.tokenizer_config import TokenizerConfig
-from hf_tinyformer.data.tokens import open_token_store
+from hf_tinyformer.data.store.preparation import write_token_store
+from hf_tinyformer.data.store.tokens import open_token_store
+from hf_tinyformer.data.text.config import DataConfig
+from hf_tinyformer.data.text.documents import Document
+from hf_tinyformer.data.tokenization.tokenizer import train_tokenizer
+from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
 from hf_tinyformer.training.checkpoint import MODEL_NAME, OPTIMIZER_NAME

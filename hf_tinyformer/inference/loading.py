@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from hf_tinyformer.data.tokenizer import check_ids, read_tokenizer
+from hf_tinyformer.data.tokenization.tokenizer import check_ids, read_tokenizer
 from hf_tinyformer.errors import ArtifactError
 
 FILES_TO_LOAD = ["*.json", "*.safetensors", "*.jinja"]

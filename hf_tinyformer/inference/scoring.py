@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tinyformer.data.tokenizer import count_hidden_bytes, document_frame, encode_documents
+from hf_tinyformer.data.tokenization.tokenizer import (
+    count_hidden_bytes,
+    document_frame,
+    encode_documents,
+)
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.inference.evaluation import (
     Evaluation,

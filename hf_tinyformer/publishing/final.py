@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hf_tinyformer.artifacts import write_folder
-from hf_tinyformer.data.tokenizer import check_ids, write_tokenizer_files
+from hf_tinyformer.data.tokenization.tokenizer import check_ids, write_tokenizer_files
 from hf_tinyformer.errors import ArtifactError
 from hf_tinyformer.inference.chat import find_end_of_turn
 from hf_tinyformer.inference.evaluation import evaluation_mode

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_tinyformer.data.tokenizer_config import TokenizerConfig
-from hf_tinyformer.data.tokenizer_training import split_pattern
+from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
+from hf_tinyformer.data.tokenization.tokenizer_training import split_pattern
 from hf_tinyformer.errors import ExportError
 from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
 from hf_tinyformer.publishing.twin_table import TWINS

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from hf_tinyformer.artifacts import write_folder
-from hf_tinyformer.data.tokenizer import write_tokenizer_files
+from hf_tinyformer.data.tokenization.tokenizer import write_tokenizer_files
 from hf_tinyformer.errors import ExportError
 from hf_tinyformer.inference.loading import load_checkpoint
 from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig

@@ -16,9 +16,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from hf_tinyformer.artifacts import hold_folder
-from hf_tinyformer.data.batches import TrainingBatches
-from hf_tinyformer.data.config import DataConfig
-from hf_tinyformer.data.tokens import TokenStores
+from hf_tinyformer.data.store.batches import TrainingBatches
+from hf_tinyformer.data.store.tokens import TokenStores
+from hf_tinyformer.data.text.config import DataConfig
 from hf_tinyformer.errors import TrainingError
 from hf_tinyformer.training.checkpoint import (
     TrainingState,

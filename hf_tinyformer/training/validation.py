@@ -4,9 +4,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hf_tinyformer.data.batches import validation_batches
-from hf_tinyformer.data.config import DataConfig
-from hf_tinyformer.data.tokens import TokenStore
+from hf_tinyformer.data.store.batches import validation_batches
+from hf_tinyformer.data.store.tokens import TokenStore
+from hf_tinyformer.data.text.config import DataConfig
 from hf_tinyformer.inference.evaluation import Evaluation, sum_losses, summarize_losses
 from hf_tinyformer.inference.generation import generate_text
 from hf_tinyformer.training.config import TrainConfig

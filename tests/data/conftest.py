@@ -4,8 +4,8 @@ import socket
 import pytest
 from hypothesis import settings
 
-from hf_tinyformer.data.tokenizer import train_tokenizer
-from hf_tinyformer.data.tokenizer_config import TokenizerConfig
+from hf_tinyformer.data.tokenization.tokenizer import train_tokenizer
+from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 
 # A busy machine must not fail a test, nor chance make it pass on one day only.
 settings.register_profile("data", deadline=None, derandomize=True)

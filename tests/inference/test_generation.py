@@ -3,8 +3,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TextStreamer
 
-from hf_tinyformer.data.tokenizer import train_tokenizer
-from hf_tinyformer.data.tokenizer_config import TokenizerConfig
+from hf_tinyformer.data.tokenization.tokenizer import train_tokenizer
+from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 from hf_tinyformer.errors import ConfigError, DataError
 from hf_tinyformer.inference.generation import encode_prompt, generate_text
 

@@ -13,8 +13,8 @@ gguf = pytest.importorskip("gguf", reason="needs hf-tinyformer[gguf]")
 from tiny_checkpoints import train_tiny_tokenizer, write_tiny_checkpoint
 
 from hf_tinyformer.artifacts import read_manifest
-from hf_tinyformer.data.tokenizer import train_tokenizer
-from hf_tinyformer.data.tokenizer_config import TokenizerConfig
+from hf_tinyformer.data.tokenization.tokenizer import train_tokenizer
+from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 from hf_tinyformer.errors import ExportError
 from hf_tinyformer.publishing import gguf as gguf_export
 from hf_tinyformer.publishing import gguf_layout, gguf_vocabulary

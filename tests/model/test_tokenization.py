@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextIteratorStreamer
 
-from hf_tinyformer.data.tokenizer import train_tokenizer, write_tokenizer_files
-from hf_tinyformer.data.tokenizer_config import TokenizerConfig
+from hf_tinyformer.data.tokenization.tokenizer import train_tokenizer, write_tokenizer_files
+from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 from hf_tinyformer.model import tokenization_tinyformer
 from hf_tinyformer.model.tokenization_tinyformer import TinyFormerTokenizer, compose_syllables
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
-from hf_tinyformer.data.tokenizer import train_tokenizer
-from hf_tinyformer.data.tokenizer_config import TokenizerConfig
+from hf_tinyformer.data.tokenization.tokenizer import train_tokenizer
+from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 from hf_tinyformer.inference.evaluation import summarize_losses
 from hf_tinyformer.publishing.card import CardFacts, SplitFacts, TrainingFacts
 from hf_tinyformer.publishing.final import write_final

@@ -120,7 +120,7 @@ def test_eight_micro_batches_of_one_equal_one_of_eight(
 def test_the_loss_is_the_mean_over_the_tokens_of_the_global_batch(
     room: Room, tmp_path: Path, no_figures: None
 ):
-    from hf_tinyformer.data.batches import TrainingBatches
+    from hf_tinyformer.data.store.batches import TrainingBatches
 
     room.train(tmp_path, max_steps=3, micro_batch_size=2)
 

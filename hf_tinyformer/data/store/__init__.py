@@ -1,0 +1,1 @@
+"""Ids of a corpus lie on disk, and become batches."""

@@ -1,0 +1,1 @@
+"""A tokenizer is trained on documents, and turns them into ids."""
