@@ -6,6 +6,7 @@ last one stopped, whatever stopped it.
 
 import logging
 import platform
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerFast
 
-from hf_tinyformer.artifacts import fingerprint, write_text
+from hf_tinyformer.artifacts import fingerprint, hold_folder, write_text
 from hf_tinyformer.data.store.tokens import TokenStores
 from hf_tinyformer.data.text.config import DataConfig
 from hf_tinyformer.data.text.sources import Source
@@ -292,30 +293,32 @@ def run_pipeline(config: RunConfig, *, reporter: Reporter, cpu: bool = False) ->
     accelerator = build_accelerator(config.train, cpu=cpu)
     processes = Processes(accelerator)
 
-    def prepare() -> int:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        pinned = pin_data(config, text_dir(config))
-        write_text(run_dir / "config.yaml", to_yaml(pinned))
-        prepare_text(pinned)
-        return 0
+    with ExitStack() as stack:
 
-    processes.main_first(prepare, what="prepare the text")
-    config = pin_data(config, text_dir(config))
-    tokenizer, stores = open_text(config)
-    model = build_model(config, tokenizer)
-    result = train(
-        model=model,
-        tokenizer=tokenizer,
-        stores=stores,
-        run_dir=run_dir,
-        config=config.train,
-        data=config.data,
-        seed=config.seed,
-        identity=_identity(config, model, tokenizer, stores),
-        accelerator=accelerator,
-        reporter=reporter,
-    )
-    del model  # `finish` builds its own: not both at a time
-    if result.status == "interrupted":
-        return RunResult(result, None)
-    return RunResult(result, finish(config, tokenizer, stores, result, accelerator))
+        def prepare() -> int:
+            stack.enter_context(hold_folder(run_dir))
+            pinned = pin_data(config, text_dir(config))
+            write_text(run_dir / "config.yaml", to_yaml(pinned))
+            prepare_text(pinned)
+            return 0
+
+        processes.main_first(prepare, what="prepare the text")
+        config = pin_data(config, text_dir(config))
+        tokenizer, stores = open_text(config)
+        model = build_model(config, tokenizer)
+        result = train(
+            model=model,
+            tokenizer=tokenizer,
+            stores=stores,
+            run_dir=run_dir,
+            config=config.train,
+            data=config.data,
+            seed=config.seed,
+            identity=_identity(config, model, tokenizer, stores),
+            accelerator=accelerator,
+            reporter=reporter,
+        )
+        del model  # `finish` builds its own: not both at a time
+        if result.status == "interrupted":
+            return RunResult(result, None)
+        return RunResult(result, finish(config, tokenizer, stores, result, accelerator))

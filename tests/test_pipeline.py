@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_run import words_for, write_corpus
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from hf_tinyformer import pipeline as run_stages
+from hf_tinyformer.artifacts import hold_folder
 from hf_tinyformer.errors import ArtifactError
 from hf_tinyformer.pipeline import run_pipeline
 from hf_tinyformer.run_config import RunConfig, load_run_config
@@ -47,6 +50,39 @@ def test_text_becomes_a_folder_that_every_auto_class_loads(config: RunConfig) ->
         torch.testing.assert_close(model.lm_head(hidden), logits, rtol=0, atol=0)
     made = pipeline("text-generation", model=str(result.final_dir))("alpha", max_new_tokens=4)
     assert made[0]["generated_text"].startswith("alpha")
+
+
+def test_two_runs_cannot_share_a_folder(config: RunConfig) -> None:
+    with hold_folder(config.run_dir), pytest.raises(ArtifactError, match="is held by process"):
+        run_pipeline(config, reporter=NullReporter())
+    assert [path.name for path in config.run_dir.iterdir()] == [".lock"]
+
+
+def test_a_run_holds_its_folder_from_the_first_text_to_the_final_folder(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look_first(name: str) -> None:
+        stage = getattr(run_stages, name)
+
+        def looks(*args: Any, **settings: Any) -> Any:
+            with pytest.raises(ArtifactError, match="is held by process"), hold_folder(run_dir):
+                pass
+            seen.append(name)
+            return stage(*args, **settings)
+
+        monkeypatch.setattr(run_stages, name, looks)
+
+    run_dir = config.run_dir
+    for name in ("prepare_text", "train", "write_final"):
+        look_first(name)
+
+    run_pipeline(config, reporter=NullReporter())
+
+    assert seen == ["prepare_text", "train", "write_final"]
+    with hold_folder(run_dir):
+        pass
 
 
 def test_a_run_leaves_everything_that_tells_what_happened(config: RunConfig) -> None:

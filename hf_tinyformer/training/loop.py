@@ -15,7 +15,6 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hf_tinyformer.artifacts import hold_folder
 from hf_tinyformer.data.store.batches import TrainingBatches
 from hf_tinyformer.data.store.tokens import TokenStores
 from hf_tinyformer.data.text.config import DataConfig
@@ -301,7 +300,8 @@ def train(
 ) -> TrainingResult:
     """Train a model, going on from the run's newest checkpoint if it has one.
 
-    Call it on every process of an `accelerate launch`; they must share `run_dir`.
+    Call it on every process of an `accelerate launch`; they must share `run_dir`, and nobody else
+    may write there meanwhile (`artifacts.hold_folder`).
 
     Args:
         model: A causal language model with fresh float32 weights, the same on every process.
@@ -320,8 +320,8 @@ def train(
 
     Raises:
         ConfigError: If the global batch does not divide evenly, or a tracker is not installed.
-        ArtifactError: If a checkpoint named by `config.resume` is damaged, the newest one is of
-            another run, or the run's folder is in use.
+        ArtifactError: If a checkpoint named by `config.resume` is damaged, or the newest one is of
+            another run.
         TrainingError: If too many steps in a row were not finite.
     """
     processes = Processes(accelerator)
@@ -334,12 +334,6 @@ def train(
     )
     checkpoints = Checkpoints(run_dir)
     with ExitStack() as stack:
-
-        def hold() -> int:
-            stack.enter_context(hold_folder(run_dir))
-            return 0
-
-        processes.main_first(hold, what=f"take hold of {run_dir}")
         resumed_from = find_start(config, checkpoints, processes, reporter)
         run = _Run(
             model=model,
@@ -355,6 +349,7 @@ def train(
             resumed_from=resumed_from,
         )
         if processes.is_main:
+            run_dir.mkdir(parents=True, exist_ok=True)
             run.log = stack.enter_context(_open_log(run, run_dir))
             reporter.on_start(
                 total_steps=config.max_steps, start_step=run.state.step, facts=run.facts()

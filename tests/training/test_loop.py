@@ -406,13 +406,6 @@ def test_a_batch_that_does_not_divide_is_refused_with_numbers(room: Room, tmp_pa
         room.train(tmp_path, micro_batch_size=3)
 
 
-def test_two_trainings_cannot_share_a_folder(room: Room, tmp_path: Path, no_figures: None):
-    from hf_tinyformer.artifacts import hold_folder
-
-    with hold_folder(tmp_path), pytest.raises(ArtifactError, match="is held by process"):
-        room.train(tmp_path)
-
-
 def test_the_files_do_not_name_where_they_are(room: Room, tmp_path: Path, no_figures: None):
     result = room.train(tmp_path)
 
