@@ -31,7 +31,7 @@ demo: $(READY)   ## raw text to a trained, loaded, talking model, offline
 # Those two have targets of their own below.
 OURS := --ignore=tests/integrations --ignore=tests/conformance
 
-test: $(READY)   ## all tests of this package
+test: $(READY)   ## all tests but those of the next lines
 	$(PYTEST) $(OURS)
 
 test-fast: $(READY) ## all tests but the slow ones
@@ -60,7 +60,7 @@ $(OLDEST)/.installed: $(READY)
 		-c $(OLDEST)/constraints.txt 'transformers==5.16.1'
 	@touch $@
 
-test-oldest: $(OLDEST)/.installed ## the model's and tokenizer's tests under the oldest transformers
+test-oldest: $(OLDEST)/.installed ## tests of model, tokenizer and publishing under the oldest transformers
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -q \
 		tests/model tests/data/tokenization/test_tokenizer.py tests/publishing
 

@@ -36,6 +36,7 @@ SHAPES = {
     "5.9 B": (4096, 32, 32, 8, 4096, 1),
 }
 PROCESSES = (1, 8, 64)
+SHARINGS: tuple[Sharing, ...] = ("ddp", "fsdp2")
 
 
 def build_config(shape: tuple[int, ...]) -> Any:
@@ -82,14 +83,17 @@ def compute_rows() -> list[tuple[str, ...]]:
     rows = []
     for name, shape in SHAPES.items():
         config = build_config(shape)
-        activations: Activations = measure_activations(config, length=shape[4], bf16=True)
+        activations: dict[Sharing, Activations] = {
+            sharing: measure_activations(config, length=shape[4], bf16=True, sharing=sharing)
+            for sharing in SHARINGS
+        }
         for optimizer in ("muon", "adamw"):
             counts: Counts = count_parameters(config, optimizer=optimizer)
             for processes in PROCESSES:
-                for sharing in ("ddp", "fsdp2") if processes > 1 else ("ddp",):
+                for sharing in SHARINGS if processes > 1 else SHARINGS[:1]:
                     costs = step_costs(
                         counts,
-                        activations,
+                        activations[sharing],
                         sharing=sharing,
                         processes=processes,
                         micro_batch_size=shape[5],

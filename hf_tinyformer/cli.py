@@ -116,7 +116,9 @@ def evaluate(
     text: Annotated[
         list[str] | None, typer.Option(help="Glob of texts to score; may be given repeatedly.")
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Field of .jsonl and .parquet files.")] = "text",
+    text_field: Annotated[
+        str, typer.Option(help="Field or column with the text, in records and tables.")
+    ] = "text",
     blimp: Annotated[Path | None, typer.Option(help="BLiMP as .jsonl.")] = None,
     lambada: Annotated[Path | None, typer.Option(help="LAMBADA as .jsonl.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows scored at once.")] = 32,
@@ -270,7 +272,7 @@ def demo(
 
 @app.command()
 def info(
-    source: Annotated[str, typer.Argument(help="YAML file of a run, or folder of a model.")],
+    source: Annotated[str, typer.Argument(help="YAML file of a run; folder or id of a model.")],
     overrides: OverridesArgument = None,
     processes: Annotated[
         int | None,

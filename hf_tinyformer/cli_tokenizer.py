@@ -41,7 +41,7 @@ def train(
 
 @tokenizer_app.command("show")
 def show(
-    folder: Annotated[str, typer.Argument(help="Folder of a tokenizer or a model.")],
+    folder: Annotated[str, typer.Argument(help="Folder or id of a tokenizer or a model.")],
     text: Annotated[str, typer.Argument(help="Text to cut.")],
 ) -> None:
     """Show how a tokenizer cuts a text, and whether the pieces give the text back."""
@@ -74,7 +74,9 @@ def report(
     text: Annotated[
         list[str] | None, typer.Option(help="Glob of held-out texts; may be given repeatedly.")
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Field of .jsonl and .parquet files.")] = "text",
+    text_field: Annotated[
+        str, typer.Option(help="Field or column with the text, in records and tables.")
+    ] = "text",
     config: Annotated[
         Path | None, typer.Option(help="Read the validation split of this run's YAML instead.")
     ] = None,

@@ -65,7 +65,8 @@ class TrainConfig:
     """Gradients are scaled down to this norm. 0 leaves them as they are."""
 
     mixed_precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 on CUDA and on CPUs with AMX or AVX512_BF16, else fp32. Weights stay float32."""
+    """`auto`: bf16 on CUDA from compute capability 8.0 on and on CPUs with AMX or AVX512_BF16, else
+    fp32. Weights stay float32."""
 
     compile: bool | None = None
     """Compile the model with torch.compile: slow to start, faster afterwards. Unset: where one
@@ -85,10 +86,11 @@ class TrainConfig:
     """Stop after this many evaluations without a better validation loss. Unset: never."""
 
     save_every_steps: int = 250
-    """Steps between checkpoints. 0: only by the clock and at the end."""
+    """Steps between checkpoints. 0: not by steps. An evaluation that is the best so far, a stop
+    and the end of the run save in any case."""
 
     save_every_minutes: float | None = 10.0
-    """Minutes between checkpoints, besides those by steps. Unset: only by steps."""
+    """Minutes between checkpoints, besides those by steps. Unset: not by the clock."""
 
     keep_last: int = 2
     """Newest checkpoints kept; the best one is kept besides."""

@@ -9,6 +9,7 @@ of a weight as it is computed with: 4, or 2 in bf16.
     gradients                  4 P                      4 P / n, and w P while they accumulate
     optimizer state            8 P - 4 M                (8 P - 4 M) / n
     weights to compute with    2 P of matrices, bf16    w (T + 2 K)
+    gradient of the head       w of each of its weights (with FSDP2 the logits are activations)
     activations                what autograd keeps of one micro-batch, counted on shapes alone
     Muon's update              20 G (bf16: 14 G)        4 G / n + 16 G (10 G)
 
@@ -35,7 +36,9 @@ import torch
 from torch import nn
 
 from hf_tinyformer.inference.sizes import format_bytes
+from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
 from hf_tinyformer.training.config import TrainConfig
+from hf_tinyformer.training.loss import LossModel
 from hf_tinyformer.training.optimizer import hidden_matrix_names, rows_of_a_head
 from hf_tinyformer.training.step import split_batch
 
@@ -64,8 +67,8 @@ class Activations:
     per_row: int
     """For each row of a micro-batch."""
 
-    cast_weights: int
-    """Weights cast to bf16, whatever the micro-batch; 0 in float32."""
+    fixed: int
+    """Whatever the micro-batch: weights cast to bf16 and, under DDP, the head's gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +159,7 @@ def count_parameters(config: Any, *, optimizer: str) -> Counts:
     )
 
 
-def _kept_bytes(config: Any, rows: int, length: int, *, bf16: bool) -> int:
+def _kept_bytes(config: Any, rows: int, length: int, *, bf16: bool, sharing: Sharing) -> int:
     kept: dict[int, int] = {}
     alive = []
     with _shapes_only(config) as model:
@@ -173,20 +176,27 @@ def _kept_bytes(config: Any, rows: int, length: int, *, bf16: bool) -> int:
         precision = torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext()
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with precision, hooks:
-            model(input_ids=input_ids, labels=input_ids, use_cache=False)
+            inputs = {"input_ids": input_ids, "use_cache": False}
+            if sharing == "ddp" and isinstance(model, TinyFormerForCausalLM):
+                count = torch.ones(())
+                LossModel(model)(shift_labels=input_ids, num_items_in_batch=count, **inputs)
+            else:
+                model(labels=input_ids, **inputs)
     return sum(kept.values())
 
 
-def measure_activations(config: Any, *, length: int, bf16: bool) -> Activations:
+def measure_activations(config: Any, *, length: int, bf16: bool, sharing: Sharing) -> Activations:
     """Count what the backward pass needs, by a forward pass on shapes without memory.
 
     Args:
         config: A TinyFormerConfig, or that of any decoder that transformers knows.
         length: Tokens in a row.
         bf16: Compute in bf16 where `torch.autocast` does.
+        sharing: How the processes share the work. DDP takes the loss some rows at a time, FSDP2
+            from all logits.
     """
-    one, two = (_kept_bytes(config, rows, length, bf16=bf16) for rows in (1, 2))
-    return Activations(per_row=two - one, cast_weights=2 * one - two if bf16 else 0)
+    one, two = (_kept_bytes(config, rows, length, bf16=bf16, sharing=sharing) for rows in (1, 2))
+    return Activations(per_row=two - one, fixed=2 * one - two)
 
 
 def step_costs(
@@ -203,7 +213,7 @@ def step_costs(
 
     Args:
         counts: From `count_parameters`.
-        activations: From `measure_activations`, of the same architecture.
+        activations: From `measure_activations`, of the same architecture and sharing.
         sharing: How the processes share the work.
         processes: How many there are.
         micro_batch_size: Rows that one takes at once.
@@ -220,7 +230,7 @@ def step_costs(
             weights=FLOAT32 * counts.parameters,
             gradients=FLOAT32 * counts.parameters,
             optimizer=state,
-            compute_weights=activations.cast_weights,
+            compute_weights=activations.fixed,
             activations=rows,
             muon_update=FLOAT32 * counts.muon_group + group,
             all_reduce=sent,
@@ -262,12 +272,11 @@ def compare_sharing(
     """
     micro_batch_size, num_micro_batches = split_batch(train, processes)
     counts = count_parameters(config, optimizer=train.optimizer)
-    activations = measure_activations(config, length=length, bf16=bf16)
 
     def costs(sharing: Sharing) -> StepCosts:
         return step_costs(
             counts,
-            activations,
+            measure_activations(config, length=length, bf16=bf16, sharing=sharing),
             sharing=sharing,
             processes=processes,
             micro_batch_size=micro_batch_size,

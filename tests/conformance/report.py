@@ -109,7 +109,9 @@ def skipped_by_all(outcomes: dict[str, dict]) -> list[str]:
         if all(tests.get(name, {}).get("outcome") == "skipped" for tests in outcomes.values()):
             reason = re.sub(r"^\w+::\w+ is skipped: ", "", end["reason"])
             reason = re.sub(r"Llama\w*", "the model", reason).strip(" .")
-            reason = re.sub(r"`[\w-]+` is not in .*", "not a task of a text model", reason)
+            reason = re.sub(
+                r"`[\w-]+` is not in .*", "not a task with a class in the tester", reason
+            )
             reasons[reason].add(title(name))
     return [
         f"- {reason}: {', '.join(f'`{name}`' for name in sorted(names))}"
@@ -162,13 +164,15 @@ INTRODUCTION = """\
 
 Every model in transformers has to pass a set of common tests: loading and saving, generation,
 caches, attention functions, gradient checkpointing, training, tensor and sharded parallelism. Here
-they run on ours and on transformers' own Llama, with the same tiny shapes, in the same process, at
-the same version. The rule: **what Llama passes, ours passes**. `rope` is the default shape; the
-other columns change its position scheme and nothing else.
+they run on ours and on transformers' own Llama, with the same tiny shapes, each in a process of its
+own, at the same version. The rule: **what Llama passes, ours passes**. `rope` is the default shape;
+the other columns change its position scheme and nothing else.
 
 ✓ passed, - skipped, ✗ failed; a number before a mark counts parameters that ended so. A skipped
 test counts as not passed. `tests/conformance/test_conformance.py` holds the rule in CI, with the
-differences below as the only ones; one that goes away fails that test too.
+differences below as the only ones; one that goes away fails that test too. Tests that start
+several processes run only under `make conformance`; in CI those of a compiler only for `rope` and
+Llama.
 
 The tests are not in this repository. They come from the source distribution of the version that is
 installed, fetched by pip into `.conformance/`. It leaves out transformers' tests of generation and

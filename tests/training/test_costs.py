@@ -16,6 +16,7 @@ from hf_tinyformer.training.costs import (
     measure_activations,
     step_costs,
 )
+from hf_tinyformer.training.loss import LossModel
 from hf_tinyformer.training.optimizer import build_optimizers, hidden_matrix_names
 
 LENGTH = 16
@@ -41,7 +42,7 @@ COUNTS = Counts(
     muon=600,
     muon_group=240,
 )
-KEPT = Activations(per_row=50, cast_weights=1600)
+KEPT = Activations(per_row=50, fixed=1600)
 
 
 def costs(sharing: str, **settings: object):
@@ -133,7 +134,9 @@ def test_optimizer_state_is_what_the_optimizers_hold(optimizer: str) -> None:
     assert found.optimizer == held
 
 
-def kept_by_a_real_forward_pass(shape: TinyFormerConfig, rows: int, *, bf16: bool) -> int:
+def kept_by_a_real_forward_pass(
+    shape: TinyFormerConfig, rows: int, *, bf16: bool, sharing: str
+) -> int:
     model = TinyFormerForCausalLM(shape)
     own = {p.data_ptr() for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
@@ -147,23 +150,40 @@ def kept_by_a_real_forward_pass(shape: TinyFormerConfig, rows: int, *, bf16: boo
     ids = torch.randint(0, 64, (rows, LENGTH))
     precision = torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext()
     with precision, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model(input_ids=ids, labels=ids, use_cache=False)
+        if sharing == "ddp":
+            LossModel(model)(input_ids=ids, shift_labels=ids, num_items_in_batch=torch.tensor(1.0))
+        else:
+            model(input_ids=ids, labels=ids, use_cache=False)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+@pytest.mark.parametrize("sharing", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"mlp_type": "gelu", "norm_type": "layernorm"}])
-def test_activations_are_those_of_a_real_forward_pass(settings: dict[str, str], bf16: bool) -> None:
+def test_activations_are_those_of_a_real_forward_pass(
+    settings: dict[str, str], bf16: bool, sharing: str
+) -> None:
     shape = config(**settings)
 
-    found = measure_activations(shape, length=LENGTH, bf16=bf16)
+    found = measure_activations(shape, length=LENGTH, bf16=bf16, sharing=sharing)
 
-    real = [kept_by_a_real_forward_pass(shape, rows, bf16=bf16) for rows in (1, 2, 4)]
+    real = [
+        kept_by_a_real_forward_pass(shape, rows, bf16=bf16, sharing=sharing) for rows in (1, 2, 4)
+    ]
     assert found.per_row == real[1] - real[0]
+    assert found.fixed == real[0] - found.per_row
     # A few bytes hold the loss and its count, whatever the rows.
     assert real[2] == pytest.approx(real[0] + 3 * found.per_row, abs=64)
-    if bf16:
-        assert found.cast_weights == real[0] - found.per_row
+
+
+def test_ddp_keeps_no_logits() -> None:
+    parts, whole = (
+        measure_activations(config(), length=LENGTH, bf16=True, sharing=sharing).per_row
+        for sharing in ("ddp", "fsdp2")
+    )
+
+    logits_in_float32 = 64 * LENGTH * 4
+    assert whole - parts >= logits_in_float32
 
 
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:
