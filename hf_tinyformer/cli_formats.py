@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from transformers.utils import logging as transformers_logging
 
+from hf_tinyformer.errors import ExportError
 from hf_tinyformer.terminal import say
 
 
@@ -48,6 +49,13 @@ def export_checkpoint(
 ) -> None:
     """Write a model for other programs, once it has given the same logits there."""
     transformers_logging.disable_progress_bar()
+    if not checkpoint.is_dir():
+        # The loaders would fetch an id, but card and generation settings are read from the folder.
+        raise ExportError(
+            f"{checkpoint} is no folder here, but an export is made from one, such as "
+            f"runs/demo/final. Bring a model of the Hub here first: tinyformer pull USER/NAME "
+            "my_model."
+        )
     if to is Format.NATIVE:
         from hf_tinyformer.publishing.native import export_native
 

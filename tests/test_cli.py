@@ -139,6 +139,10 @@ def test_show_prints_every_setting_as_yaml(capsys: pytest.CaptureFixture[str]) -
         (["train", "configs/none.yaml"], r"configs/none\.yaml is not there"),
         (["train", "configs/demo.yaml", "train.max_stps=1"], r"Did you mean max_steps\?"),
         (["generate", "runs/none/final"], r"runs/none/final is no folder here"),
+        (
+            ["export", "me/none", "out", "--to", "native"],
+            r"me/none is no folder here, but an export is made from one",
+        ),
         (["generate", "tests"], r"tests has no config\.json"),
         (["evaluate", "tests"], r"there is nothing to score.*--text, --blimp or --lambada"),
         (["info", "tests"], r"tests"),
