@@ -35,7 +35,7 @@ from hf_tinyformer.training.metrics import (
     name_epochs,
     without_odd_numbers,
 )
-from hf_tinyformer.training.precision import name_precision
+from hf_tinyformer.training.precision import find_slow_precision, name_precision
 from hf_tinyformer.training.preparation import compiles, prepare_model
 from hf_tinyformer.training.processes import Processes
 from hf_tinyformer.training.randomness import derive_seed
@@ -354,6 +354,8 @@ def train(
             reporter.on_start(
                 total_steps=config.max_steps, start_step=run.state.step, facts=run.facts()
             )
+            if warning := find_slow_precision(accelerator):
+                reporter.on_message(warning)
         with run.interruption:
             status = run.go()
         if run.log is not None and status == "interrupted":

@@ -65,6 +65,26 @@ def choose_precision(
     return "bf16" if supports_bf16_matmul(device) else "no"
 
 
+def find_slow_precision(accelerator: Accelerator) -> str | None:
+    """Find out whether a run computes in a format that its device has no instructions for.
+
+    Args:
+        accelerator: From `build_accelerator`.
+
+    Returns:
+        One line to warn with, or `None` if all is well or nobody has measured such a device.
+    """
+    device = accelerator.device
+    if accelerator.mixed_precision != "bf16" or device.type not in ("cpu", "cuda"):
+        return None
+    if supports_bf16_matmul(device):
+        return None
+    return (
+        f"train.mixed_precision is bf16, but this {device.type} has no instructions for it: a step "
+        "takes many times as long as in fp32. Leave it at auto."
+    )
+
+
 def build_accelerator(config: TrainConfig, *, cpu: bool = False) -> Accelerator:
     """Make the accelerator that `train` takes, on the device and processes that are there.
 

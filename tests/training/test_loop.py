@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny_training import Room, read_metrics, read_tensors
 
 from hf_tinyformer.errors import ArtifactError, ConfigError, TrainingError
-from hf_tinyformer.training import loop
+from hf_tinyformer.training import loop, precision
 from hf_tinyformer.training.interruption import Interruption
 from hf_tinyformer.training.metrics import NullReporter
 
@@ -387,12 +387,35 @@ def test_gradient_checkpointing_changes_nothing(room: Room, tmp_path: Path, no_f
     assert read_tensors(plain.checkpoint) == read_tensors(thrifty.checkpoint)
 
 
-def test_bf16_arithmetic_trains_float32_weights(room: Room, tmp_path: Path, no_figures: None):
+@pytest.fixture
+def another_precision():
+    """Let a test compute in another format than the others: a process has only one at a time."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
-    result = room.train(tmp_path, mixed_precision="bf16", max_steps=20, evaluate_every=20)
+    yield
     AcceleratorState._reset_state()
+
+
+def test_a_precision_that_the_cpu_has_no_instructions_for_is_warned_of(
+    room: Room,
+    tmp_path: Path,
+    no_figures: None,
+    another_precision: None,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(precision, "supports_bf16_matmul", lambda device: False)
+    reporter = Recorder()
+
+    room.train(tmp_path, reporter=reporter, mixed_precision="bf16", max_steps=3)
+
+    assert any("mixed_precision is bf16, but this cpu" in text for text in reporter.messages)
+
+
+def test_bf16_arithmetic_trains_float32_weights(
+    room: Room, tmp_path: Path, no_figures: None, another_precision: None
+):
+    result = room.train(tmp_path, mixed_precision="bf16", max_steps=20, evaluate_every=20)
 
     assert {t.dtype for t in load_file(result.checkpoint / "model.safetensors").values()} == {
         torch.float32

@@ -1,9 +1,15 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.training import precision
-from hf_tinyformer.training.precision import choose_precision, supports_bf16_matmul
+from hf_tinyformer.training.precision import (
+    choose_precision,
+    find_slow_precision,
+    supports_bf16_matmul,
+)
 
 CPU = torch.device("cpu")
 
@@ -46,3 +52,26 @@ def test_a_cpu_counts_as_fast_by_its_instructions(
 
 def test_a_device_nobody_measured_counts_as_slow():
     assert not supports_bf16_matmul(torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    ("device", "mixed_precision", "fast", "warns"),
+    [
+        ("cpu", "bf16", False, True),
+        ("cuda", "bf16", False, True),
+        ("cpu", "bf16", True, False),
+        ("cpu", "no", False, False),
+        ("mps", "bf16", False, False),
+    ],
+)
+def test_bf16_without_instructions_for_it_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, device: str, mixed_precision: str, fast: bool, warns: bool
+):
+    monkeypatch.setattr(precision, "supports_bf16_matmul", lambda device: fast)
+    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision=mixed_precision)
+
+    warning = find_slow_precision(accelerator)
+
+    assert bool(warning) is warns
+    if warns:
+        assert f"train.mixed_precision is bf16, but this {device} has no" in warning
