@@ -71,7 +71,9 @@ def _recover(path: Path) -> None:
 
 def _remove_leftovers(path: Path) -> None:
     for leftover in [sibling for word in _LEFTOVERS for sibling in _siblings(path, word)]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        # A folder may have been reached by a link, on a larger disk: what it points to stays.
+        is_folder = leftover.is_dir() and not leftover.is_symlink()
+        shutil.rmtree(leftover) if is_folder else leftover.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -183,6 +185,32 @@ def write_folder(path: Path, *, kind: str, facts: Mapping[str, Any]) -> Iterator
         shutil.rmtree(staging, ignore_errors=True)
         _recover(path)
         raise
+
+
+def check_replaceable(path: Path, *, kind: str, fact: str | None = None) -> None:
+    """Refuse a place where a user asks for a folder, unless it is free or holds an older such one.
+
+    Args:
+        path: Where a folder is to be written.
+        kind: What it will be.
+        fact: A fact that an older one's manifest must have too.
+
+    Raises:
+        ArtifactError: If something else is there, which `write_folder` would replace.
+    """
+    if not path.name:
+        raise ArtifactError(f"{path} is no name of a folder to write. Give it one.")
+    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+        return
+    try:
+        facts = read_manifest(path, kind=kind)
+    except ArtifactError:
+        facts = None
+    if facts is None or (fact is not None and fact not in facts):
+        raise ArtifactError(
+            f"{path} is there and not an older one of what is to be written (a whole {kind} with a "
+            f"{MANIFEST_NAME}), so it is not replaced. Take another name, or move it away."
+        )
 
 
 def remove_folder(path: Path) -> None:

@@ -38,14 +38,17 @@ def _say_how_close(sentence: str, record: Mapping[str, Any]) -> None:
 
 def export_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a model, runs/demo/final.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; an older one is replaced.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; an older export is replaced.")],
     to: Annotated[
         Format,
         typer.Option(help="A class of transformers itself, llama.cpp's format, or onnxruntime's."),
     ],
     dtype: Annotated[
-        Storage, typer.Option(help="For gguf: what weights are stored in; q8_0 is a byte each.")
-    ] = Storage.F16,
+        Storage | None,
+        typer.Option(
+            help="For gguf: what weights are stored in (f16 if left out); q8_0 is a byte each."
+        ),
+    ] = None,
 ) -> None:
     """Write a model for other programs, once it has given the same logits there."""
     transformers_logging.disable_progress_bar()
@@ -56,6 +59,11 @@ def export_checkpoint(
             f"runs/demo/final. Bring a model of the Hub here first: tinyformer pull USER/NAME "
             "my_model."
         )
+    if dtype is not None and to is not Format.GGUF:
+        raise ExportError(
+            f"--dtype is {dtype.value}, but only --to gguf stores weights in another format, and "
+            f"--to is {to.value}. Leave --dtype away."
+        )
     if to is Format.NATIVE:
         from hf_tinyformer.publishing.native import export_native
 
@@ -63,7 +71,7 @@ def export_checkpoint(
     elif to is Format.GGUF:
         from hf_tinyformer.publishing.gguf import export_gguf
 
-        record = export_gguf(checkpoint, out, dtype=dtype.value)
+        record = export_gguf(checkpoint, out, dtype=(dtype or Storage.F16).value)
     else:
         from hf_tinyformer.publishing.onnx import export_onnx
 
@@ -75,7 +83,7 @@ def import_stock(
     source: Annotated[
         str, typer.Argument(help="GPT-2, Llama, Qwen3, ...: folder, .gguf file or id on the Hub.")
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write; an older one is replaced.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; an older import is replaced.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
 ) -> None:
     """Read a model of another make into ours, once it has given the same logits here."""

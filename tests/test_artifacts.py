@@ -9,6 +9,7 @@ from forked import killed_at
 
 from hf_tinyformer import artifacts
 from hf_tinyformer.artifacts import (
+    check_replaceable,
     clean_folder,
     fingerprint,
     hold_folder,
@@ -237,3 +238,41 @@ def test_a_killed_holder_does_not_block(tmp_path: Path):
         pass
     with hold_folder(tmp_path):  # and it is let go at the end of the block
         pass
+
+
+def test_only_a_free_place_or_an_older_such_folder_is_written_to(tmp_path: Path):
+    write(tmp_path / "older", "x")
+    (tmp_path / "empty").mkdir()
+
+    for name in ("none", "empty", "older"):
+        check_replaceable(tmp_path / name, kind="tokens")
+
+
+def test_what_somebody_else_wrote_is_not_replaced(tmp_path: Path):
+    write(tmp_path / "tokens", "x")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+
+    for name in ("thesis", "file", "link", "."):
+        with pytest.raises(ArtifactError, match=r"so it is not replaced"):
+            check_replaceable(tmp_path / name, kind="tokens")
+    with pytest.raises(ArtifactError, match="not an older one"):
+        check_replaceable(tmp_path / "tokens", kind="export")
+    with pytest.raises(ArtifactError, match="not an older one"):
+        check_replaceable(tmp_path / "tokens", kind="tokens", fact="imported")
+    with pytest.raises(ArtifactError, match="no name of a folder"):
+        check_replaceable(Path(), kind="tokens")
+
+
+def test_a_folder_behind_a_link_is_replaced_by_one_and_stays(tmp_path: Path):
+    write(tmp_path / "disk", "old")
+    (tmp_path / "tokens").symlink_to(tmp_path / "disk", target_is_directory=True)
+
+    write(tmp_path / "tokens", "new")
+    write(tmp_path / "tokens", "newer")
+
+    assert read(tmp_path / "tokens") == "newer"
+    assert read(tmp_path / "disk") == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "tokens"]

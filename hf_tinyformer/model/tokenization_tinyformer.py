@@ -44,18 +44,11 @@ class TinyFormerTokenizer(PreTrainedTokenizerFast):
         """Join tokens to the text they spell."""
         return compose_syllables(super().convert_tokens_to_string(tokens))
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """Save as transformers does, for programs with and without this class.
-
-        Args:
-            save_directory: Folder to write into.
-            **kwargs: As in transformers.
-
-        Returns:
-            The names of the files written.
-        """
-        files = super().save_pretrained(save_directory, **kwargs)
-        path = Path(save_directory) / "tokenizer_config.json"
+    def _save_pretrained(
+        self, save_directory: str | os.PathLike[str], file_names: tuple[str, ...], **kwargs: Any
+    ) -> tuple[str, ...]:
+        # Called when tokenizer_config.json is written, which comes first, and nothing is uploaded.
+        path = Path(file_names[0])
         settings = json.loads(path.read_text(encoding="utf-8"))
         # A name that every program knows, and beside it the way here for those that may run code.
         # A name of our own would make AutoTokenizer ask before it loads.
@@ -65,4 +58,4 @@ class TinyFormerTokenizer(PreTrainedTokenizerFast):
         }
         text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8", newline="\n")
-        return files
+        return super()._save_pretrained(save_directory, file_names, **kwargs)

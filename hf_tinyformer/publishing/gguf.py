@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_tinyformer.artifacts import write_folder
+from hf_tinyformer.artifacts import check_replaceable, write_folder
 from hf_tinyformer.errors import ExportError
 from hf_tinyformer.inference.loading import load_checkpoint
 from hf_tinyformer.publishing.extras import require_libraries
@@ -253,7 +253,7 @@ def export_gguf(checkpoint: Path, out: Path, *, dtype: str = "f16") -> dict[str,
 
     Args:
         checkpoint: Folder of a TinyFormer, such as `runs/demo/final`.
-        out: Where the export will stand; an older one is replaced.
+        out: Where the export will stand; an older export is replaced.
         dtype: What matrices are stored in: `f32`, `f16`, `bf16` or `q8_0`.
 
     Returns:
@@ -262,8 +262,9 @@ def export_gguf(checkpoint: Path, out: Path, *, dtype: str = "f16") -> dict[str,
     Raises:
         ExportError: If a library is missing, llama.cpp does not know the model's twin or could not
             cut text as its tokenizer does, or a reader does not give the model's numbers.
-        ArtifactError: If the checkpoint cannot be loaded.
+        ArtifactError: If the checkpoint cannot be loaded, or `out` holds something else.
     """
+    check_replaceable(out, kind="export")
     require_libraries(("gguf",), extra="gguf", purpose="--to gguf")
     if dtype not in DTYPES:
         raise ExportError(

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from hf_tinyformer.errors import ExportError
 from hf_tinyformer.publishing.gguf_layout import Layout, storage_type
 from hf_tinyformer.publishing.gguf_vocabulary import Vocabulary
+from hf_tinyformer.publishing.native import read_card
 
 _FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}
 """llama.cpp's numbers for what most weights are stored in."""
@@ -39,11 +41,19 @@ def read_about(checkpoint: Path) -> About:
 
     Args:
         checkpoint: Folder of a model.
+
+    Raises:
+        ExportError: If the card is not UTF-8, or what stands between its lines of --- not YAML.
     """
-    card = checkpoint / "README.md"
-    content = card.read_text(encoding="utf-8") if card.is_file() else ""
+    content = read_card(checkpoint)
     front = re.match(r"---\n(.*?)\n---\n", content, flags=re.DOTALL)
-    data = yaml.safe_load(front[1]) if front else {}
+    try:
+        data = yaml.safe_load(front[1]) if front else {}
+    except yaml.YAMLError as error:
+        raise ExportError(
+            f"{checkpoint / 'README.md'} begins with lines that are not YAML: "
+            f"{' '.join(str(error).split())[:200]}. Mend what stands between the lines of ---."
+        ) from None
     data = data if isinstance(data, dict) else {}
     title = re.search(r"^# (.+)$", content, flags=re.MULTILINE)
     licenses = _as_strings(data.get("license"))

@@ -41,6 +41,9 @@ GPT-2's own pattern comes next."""
 TAKES_WORDS_WHOLE = ("llama-bpe",)
 """Where a word that is a token is taken without merging."""
 
+BEGINS_TEXTS = ("llama-bpe",)
+"""Where a text begins with the first special token if the file does not say."""
+
 CONTROL, USER_DEFINED = 3, 4
 """llama.cpp's types of tokens that are never cut: special ones, and others."""
 
@@ -93,10 +96,6 @@ def _refuse(key: str, value: Any, rule: str) -> ExportError:
 
 
 def _check(file: GgufFile, head_dim: int) -> None:
-    if file.architecture not in ARCHITECTURES:
-        raise _refuse(
-            "general.architecture", file.architecture, f"we know {', '.join(ARCHITECTURES)}"
-        )
     harmless = {
         "attention.sliding_window": 0,
         "expert_count": 0,
@@ -132,6 +131,11 @@ def read_stock_config(file: GgufFile) -> Any:
     Raises:
         ExportError: If the model is none that our blocks compute; names the key.
     """
+    if file.architecture not in ARCHITECTURES:
+        # First of all: other architectures do not even have all of the numbers below.
+        raise _refuse(
+            "general.architecture", file.architecture, f"we know {', '.join(ARCHITECTURES)}"
+        )
     heads, width = int(file.get("attention.head_count")), int(file.get("embedding_length"))
     head_dim = int(file.get("attention.key_length", width // heads))
     _check(file, head_dim)
@@ -197,6 +201,27 @@ def _build_backend(file: GgufFile, name: str) -> Any:
     return backend
 
 
+def _frame(file: GgufFile, name: str, named: dict[str, str]) -> Any | None:
+    """Say what stands around a text: llama.cpp's two flags, or what it does without them."""
+    from tokenizers.processors import TemplateProcessing
+
+    around: dict[str, list[str]] = {"bos": [], "eos": []}
+    ids = {}
+    for kind, by_default in (("bos", name in BEGINS_TEXTS), ("eos", False)):
+        token = named.get(f"{kind}_token")
+        wanted = file.fields.get(f"tokenizer.ggml.add_{kind}_token", by_default)
+        if wanted and token is not None:
+            around[kind] = [token]
+            ids[token] = file.fields[f"tokenizer.ggml.{kind}_token_id"]
+    if not ids:
+        return None
+    first = [*around["bos"], "$A", *around["eos"]]
+    second = [f"{part}:1" for part in (*around["bos"], "$B", *around["eos"])]
+    return TemplateProcessing(
+        single=first, pair=[*first, *second], special_tokens=list(ids.items())
+    )
+
+
 def read_gguf_tokenizer(file: GgufFile) -> Any | None:
     """Build the tokenizer that a file describes.
 
@@ -209,7 +234,6 @@ def read_gguf_tokenizer(file: GgufFile) -> Any | None:
     Raises:
         ExportError: If the file names a way to cut that is not known here.
     """
-    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     if file.fields.get("tokenizer.ggml.model") != "gpt2":
@@ -228,13 +252,7 @@ def read_gguf_tokenizer(file: GgufFile) -> Any | None:
         )
         if (index := file.fields.get(f"tokenizer.ggml.{theirs}")) is not None
     }
-    bos = named.get("bos_token")
-    if bos is not None and file.fields.get("tokenizer.ggml.add_bos_token"):
-        backend.post_processor = TemplateProcessing(
-            single=f"{bos} $A",
-            pair=f"{bos} $A {bos}:1 $B:1",
-            special_tokens=[(bos, file.fields["tokenizer.ggml.bos_token_id"])],
-        )
+    backend.post_processor = _frame(file, name, named)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **named,

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from hf_tinyformer.artifacts import write_folder
+from hf_tinyformer.artifacts import check_replaceable, write_folder
 from hf_tinyformer.errors import ArtifactError, ExportError
 from hf_tinyformer.publishing.card import describe_architecture
 from hf_tinyformer.publishing.extras import require_libraries
@@ -105,8 +106,11 @@ def _locate(source: str, revision: str | None) -> _Source:
 def _one_line(source: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+    except (
+        *(OSError, ValueError, RuntimeError, KeyError, ImportError),
+        *(SafetensorError, StrictDataclassError),
+    ) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
         raise ArtifactError(
             f"{source} cannot be loaded: {reason}. Point to a folder with config.json and "
             "*.safetensors, to a .gguf file, or to USER/NAME on the Hub."
@@ -249,7 +253,7 @@ def import_checkpoint(source: str, out: Path, *, revision: str | None = None) ->
 
     Args:
         source: Folder with config.json and *.safetensors, a .gguf file, or USER/NAME on the Hub.
-        out: Where ours will stand; an older folder is replaced.
+        out: Where ours will stand; an older import is replaced.
         revision: Branch, tag or commit on the Hub.
 
     Returns:
@@ -257,8 +261,9 @@ def import_checkpoint(source: str, out: Path, *, revision: str | None = None) ->
 
     Raises:
         ExportError: If our blocks cannot compute what the model computes; names the setting.
-        ArtifactError: If the source cannot be loaded.
+        ArtifactError: If the source cannot be loaded, or `out` holds something else.
     """
+    check_replaceable(out, kind="final", fact="imported")
     place = _locate(source, revision)
     with _one_line(source):
         gguf = read_gguf(Path(place.place, place.gguf_file)) if place.gguf_file else None

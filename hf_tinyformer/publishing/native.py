@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hf_tinyformer.artifacts import write_folder
+from hf_tinyformer.artifacts import check_replaceable, write_folder
 from hf_tinyformer.data.tokenization.tokenizer import write_tokenizer_files
 from hf_tinyformer.errors import ExportError
 from hf_tinyformer.inference.loading import load_checkpoint
@@ -165,12 +165,30 @@ def _add_older_names(folder: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def read_card(checkpoint: Path) -> str:
+    """Read a model's card; it is empty if there is none.
+
+    Args:
+        checkpoint: Folder of a model.
+
+    Raises:
+        ExportError: If the file is not text in UTF-8.
+    """
+    card = checkpoint / "README.md"
+    try:
+        return card.read_text(encoding="utf-8") if card.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise ExportError(
+            f"{card} is not UTF-8 at byte {error.start}, but an export takes along what the card "
+            "says. Save the file as UTF-8."
+        ) from None
+
+
 def _write_card(
     checkpoint: Path, folder: Path, record: Mapping[str, Any], notes: list[str]
 ) -> None:
     """Keep the model's card, and tell in the place of its loading how this folder loads."""
-    card = checkpoint / "README.md"
-    content = card.read_text(encoding="utf-8") if card.is_file() else f"# {checkpoint.name}\n"
+    content = read_card(checkpoint) or f"# {checkpoint.name}\n"
     name = re.search(r"^# (.+)$", content, flags=re.MULTILINE)
     prompt = re.search(r"generate\((\".*\")\)\[0\]", content)
     how = _HOW_TO_LOAD.format(
@@ -217,15 +235,16 @@ def export_native(checkpoint: Path, out: Path) -> dict[str, Any]:
 
     Args:
         checkpoint: Folder of a TinyFormer, such as `runs/demo/final`.
-        out: Where the export will stand; an older one is replaced.
+        out: Where the export will stand; an older export is replaced.
 
     Returns:
         What is in `export.json`: what was compared, the tolerance, the largest difference seen.
 
     Raises:
         ExportError: If the model has no twin, or the twin, loaded again, is not the same model.
-        ArtifactError: If the checkpoint cannot be loaded.
+        ArtifactError: If the checkpoint cannot be loaded, or `out` holds something else.
     """
+    check_replaceable(out, kind="export")
     model, tokenizer = _load_ours(checkpoint)
     twin = find_twin(model.config)
     dtype = str(model.dtype).removeprefix("torch.")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_tinyformer.artifacts import write_folder
+from hf_tinyformer.artifacts import check_replaceable, write_folder
 from hf_tinyformer.data.tokenization.tokenizer import write_tokenizer_files
 from hf_tinyformer.errors import ExportError
 from hf_tinyformer.inference.loading import load_checkpoint
@@ -203,7 +203,7 @@ def export_onnx(checkpoint: Path, out: Path) -> dict[str, Any]:
 
     Args:
         checkpoint: Folder of a TinyFormer, such as `runs/demo/final`.
-        out: Where the export will stand; an older one is replaced.
+        out: Where the export will stand; an older export is replaced.
 
     Returns:
         What is in `export.json`: what was compared, the tolerance, the largest difference seen.
@@ -211,8 +211,9 @@ def export_onnx(checkpoint: Path, out: Path) -> dict[str, Any]:
     Raises:
         ExportError: If a library is missing, the model has no ONNX form, or onnxruntime does not
             give the checkpoint's logits.
-        ArtifactError: If the checkpoint cannot be loaded.
+        ArtifactError: If the checkpoint cannot be loaded, or `out` holds something else.
     """
+    check_replaceable(out, kind="export")
     require_libraries(("onnx", "onnxscript", "onnxruntime"), extra="onnx", purpose="--to onnx")
     model, tokenizer = load_checkpoint(checkpoint)
     _check_model(model, checkpoint)

@@ -104,6 +104,32 @@ def test_digits_are_cut_apart_where_the_file_says_so(tiny_file):
 
 
 @pytest.mark.parametrize(
+    ("name", "flags", "frame"),
+    [
+        ("smollm", {}, (False, False)),
+        ("llama-bpe", {}, (True, False)),  # llama.cpp's own default for it
+        ("llama-bpe", {"add_bos_token": False}, (False, False)),
+        ("smollm", {"add_bos_token": True, "add_eos_token": True}, (True, True)),
+        ("smollm", {"add_eos_token": True}, (False, True)),
+    ],
+)
+def test_the_frame_of_a_text_is_that_of_the_file(tiny_file, name, flags, frame):
+    said = {f"tokenizer.ggml.{key}": value for key, value in flags.items()}
+    said |= {"tokenizer.ggml.pre": name, "tokenizer.ggml.bos_token_id": 1}
+    tokenizer = read_gguf_tokenizer(GgufFile({**tiny_file.fields, **said}, tiny_file.tensors))
+
+    ids = tokenizer("ab")["input_ids"]
+
+    assert (ids[0] == 1, ids[-1] == 2) == frame
+    assert tokenizer("ab", "c")["input_ids"].count(1) == 2 * frame[0]
+
+
+def test_an_architecture_without_our_numbers_is_refused_by_its_name():
+    with pytest.raises(ExportError, match=r"general.architecture is mamba, but we know llama"):
+        read_stock_config(GgufFile({"general.architecture": "mamba"}, frozenset()))
+
+
+@pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
         ("general.architecture", "bloom", r"general.architecture is bloom, but we know llama"),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +47,25 @@ def test_every_syllable_is_composed():
     syllables = "".join(map(chr, range(0xAC00, 0xD7A4)))
 
     assert compose_syllables(unicodedata.normalize("NFD", syllables)) == syllables
+
+
+def test_the_names_that_every_program_knows_are_there_before_anything_is_uploaded(
+    tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen = {}
+
+    def upload(self, folder, repo_id, timestamps, **words):
+        path = Path(folder) / "x-tokenizer_config.json"
+        seen.update(json.loads(path.read_text(encoding="utf-8")))
+
+    hub = SimpleNamespace(create_repo=lambda name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr("transformers.tokenization_utils_base.hf_api", lambda: hub)
+    monkeypatch.setattr(TinyFormerTokenizer, "_upload_modified_files", upload)
+
+    tokenizer.save_pretrained(tmp_path / "saved", filename_prefix="x", push_to_hub=True)
+
+    assert seen["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert seen["auto_map"]["AutoTokenizer"][1].endswith("TinyFormerTokenizer")
 
 
 def test_decoding_composes_one_text_or_many(tokenizer):

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hf_tinyformer import cli
 from hf_tinyformer.artifacts import read_manifest
-from hf_tinyformer.errors import ExportError
+from hf_tinyformer.errors import ArtifactError, ExportError
 from hf_tinyformer.publishing import native as native_room
+from hf_tinyformer.publishing.gguf_file import read_about
 from hf_tinyformer.publishing.native import compare_tokenizers, export_native
 
 CLASSIC = {
@@ -163,6 +164,42 @@ def test_a_shape_without_a_twin_is_refused_and_leaves_nothing(tmp_path, tiny_tok
         export_native(source, tmp_path / "native")
 
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_neither_the_source_nor_what_holds_it_is_replaced(tmp_path, tiny_tokenizer):
+    source = write(tmp_path / "run" / "tiny", tiny_tokenizer)
+
+    for out in (source, source.parent):
+        with pytest.raises(ArtifactError, match="so it is not replaced"):
+            export_native(source, out)
+
+    assert (source / "config.json").is_file()
+
+
+def test_a_card_that_is_not_utf8_is_named(tmp_path, tiny_tokenizer):
+    source = write(tmp_path / "tiny", tiny_tokenizer)
+    (source / "README.md").write_bytes("# 모델\n".encode("cp949"))
+
+    with pytest.raises(ExportError, match=r"README.md is not UTF-8 at byte 2"):
+        export_native(source, tmp_path / "native")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_a_card_whose_front_is_not_yaml_is_named(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n# Model\n")
+
+    with pytest.raises(ExportError, match=r"README.md begins with lines that are not YAML"):
+        read_about(tmp_path)
+
+
+@pytest.mark.parametrize("to", ["native", "onnx"])
+def test_a_dtype_is_only_for_gguf(checkpoint, tmp_path, capsys, to):
+    with pytest.raises(SystemExit) as status:
+        cli.main(["export", str(checkpoint), str(tmp_path / "o"), "--to", to, "--dtype", "q8_0"])
+
+    assert status.value.code == 2
+    assert "--dtype is q8_0, but only --to gguf" in capsys.readouterr().err
 
 
 def test_a_stock_checkpoint_is_refused(checkpoint, tmp_path):
