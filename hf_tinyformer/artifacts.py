@@ -69,11 +69,14 @@ def _recover(path: Path) -> None:
             old.rename(path)
 
 
+def _remove(path: Path) -> None:
+    # A folder may have been reached by a link, on a larger disk: what it points to stays.
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def _remove_leftovers(path: Path) -> None:
     for leftover in [sibling for word in _LEFTOVERS for sibling in _siblings(path, word)]:
-        # A folder may have been reached by a link, on a larger disk: what it points to stays.
-        is_folder = leftover.is_dir() and not leftover.is_symlink()
-        shutil.rmtree(leftover) if is_folder else leftover.unlink()
+        _remove(leftover)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -115,6 +118,9 @@ def _render_manifest(manifest: Mapping[str, Any]) -> str:
 
 def _publish(staging: Path, path: Path) -> None:
     if path.exists():
+        # In a container the process that was killed may have had our number.
+        for old in _siblings(path, "old"):
+            _remove(old)
         path.rename(path.with_name(f".{path.name}.old-{os.getpid()}"))
         fault("old folder moved away")
     staging.rename(path)
@@ -276,6 +282,8 @@ def _load_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST_NAME
     if not path.exists():
         _recover(path)
+    if not path.exists():
+        raise ArtifactError(f"{path} is not there. Point to another folder, or make this one.")
     if not file.is_file():
         raise ArtifactError(
             f"{path} has no {MANIFEST_NAME}, so nothing says that it is whole. "

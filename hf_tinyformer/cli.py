@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.table import Table
@@ -45,9 +45,9 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _start_logging() -> None:
+def _start_logging(stream: TextIO) -> None:
     level = logging.INFO if _is_main_process() else logging.ERROR
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("hf_tinyformer")
     package.handlers = [handler]
@@ -100,9 +100,12 @@ def train(
     if not _is_main_process():
         raise typer.Exit(0 if result.final_dir else INTERRUPTED)
     if result.final_dir is None:
+        # Another value would begin again, or go on from the same place as this time.
+        same = "the same command"
+        how = same if run_config.train.resume == "auto" else f"{same} with train.resume=auto"
         _say(
             f"Stopped after step {result.training.step}; {result.training.checkpoint} holds it. "
-            "Run the same command to go on."
+            f"Run {how} to go on."
         )
         raise typer.Exit(INTERRUPTED)
     read = ", ".join(f"{name} {count:.2f}" for name, count in result.training.epochs.items())
@@ -288,7 +291,11 @@ def info(
 
     if source.endswith((".yaml", ".yml")):
         run_config = load_run_config(Path(source), overrides or ())
-        model_config = build_model_config(run_config, vocab_size=run_config.tokenizer.vocab_size)
+        vocab_size = run_config.tokenizer.vocab_size
+        if run_config.init_from is not None:
+            model_config = read_model_config(run_config.init_from)
+        else:
+            model_config = build_model_config(run_config, vocab_size=vocab_size)
     else:
         model_config = read_model_config(source)
         if processes is not None:
@@ -360,11 +367,13 @@ def pull(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; an error the user can put right is one line and exit status 2."""
-    _start_logging()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Where JSON is asked for, nothing else may stand on standard output.
+    _start_logging(sys.stderr if "--json" in words else sys.stdout)
     # What was imported stays: the garbage collector need not look through it again and again.
     gc.freeze()
     try:
-        app(args=list(arguments) if arguments is not None else None, prog_name="tinyformer")
+        app(args=words, prog_name="tinyformer")
     except TinyFormerError as error:
         _fail(str(error))
     except OSError as error:

@@ -186,7 +186,7 @@ def _card_facts(
             optimizer=optimizer,
             schedule=schedule,
             precision=precision if precision == "fp32" else f"{precision}, weights in fp32",
-            hardware=describe_hardware(accelerator.device),
+            hardware=describe_hardware(accelerator.device, accelerator.num_processes),
             seed=config.seed,
         ),
         evaluation=evaluation,
@@ -298,7 +298,9 @@ def run_pipeline(config: RunConfig, *, reporter: Reporter, cpu: bool = False) ->
         def prepare() -> int:
             stack.enter_context(hold_folder(run_dir))
             pinned = pin_data(config, text_dir(config))
-            write_text(run_dir / "config.yaml", to_yaml(pinned))
+            # How a start began is no part of the run: its own file goes on with it.
+            own = replace(pinned, train=replace(pinned.train, resume="auto"))
+            write_text(run_dir / "config.yaml", to_yaml(own))
             prepare_text(pinned)
             return 0
 
@@ -318,7 +320,9 @@ def run_pipeline(config: RunConfig, *, reporter: Reporter, cpu: bool = False) ->
             accelerator=accelerator,
             reporter=reporter,
         )
-        del model  # `finish` builds its own: not both at a time
+        # `finish` builds its own: not both at a time.
+        del model
+        accelerator.free_memory()
         if result.status == "interrupted":
             return RunResult(result, None)
         return RunResult(result, finish(config, tokenizer, stores, result, accelerator))

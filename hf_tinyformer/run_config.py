@@ -75,8 +75,10 @@ class RunConfig:
                 f"name is {self.name!r}, but it becomes a folder and a model's name, so letters, "
                 "digits, '.', '_' and '-' are all it may have. Change it."
             )
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}, but it must be at least 0. Change it.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(
+                f"seed is {self.seed}, but it must be at least 0 and below {2**32}. Change it."
+            )
         _check_model_keys(self.model)
         if self.init_from is not None:
             self._keep_shape_and_tokenizer(self.init_from)

@@ -13,6 +13,7 @@ from hf_tinyformer.artifacts import (
     clean_folder,
     fingerprint,
     hold_folder,
+    publish_folder,
     read_manifest,
     remove_folder,
     write_bytes,
@@ -184,7 +185,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path):
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):
-    with pytest.raises(ArtifactError, match="nowhere has no manifest"):
+    with pytest.raises(ArtifactError, match="nowhere is not there"):
         read_manifest(tmp_path / "nowhere", kind="tokens")
 
 
@@ -264,6 +265,19 @@ def test_what_somebody_else_wrote_is_not_replaced(tmp_path: Path):
         check_replaceable(tmp_path / "tokens", kind="tokens", fact="imported")
     with pytest.raises(ArtifactError, match="no name of a folder"):
         check_replaceable(Path(), kind="tokens")
+
+
+def test_what_a_killed_process_of_our_number_left_is_no_obstacle(tmp_path: Path):
+    write(tmp_path / "x", "old")
+    left = tmp_path / f".x.old-{os.getpid()}"
+    shutil.copytree(tmp_path / "x", left)
+    staging = tmp_path / "staging"
+    shutil.copytree(tmp_path / "x", staging)
+
+    publish_folder(staging, tmp_path / "x", kind="tokens", facts={"word": "old"})
+
+    assert read(tmp_path / "x") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_folder_behind_a_link_is_replaced_by_one_and_stays(tmp_path: Path):

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -40,6 +41,72 @@ def test_training_says_where_the_model_is(run: Path, capsys: pytest.CaptureFixtu
     said = " ".join(capsys.readouterr().out.split())
     assert "The model is in" in said
     assert "tinyformer generate" in said
+
+
+@pytest.mark.parametrize(
+    ("resume", "sentence"),
+    [
+        ("auto", "Run the same command to go on."),
+        ("never", "Run the same command with train.resume=auto to go on."),
+    ],
+)
+def test_a_stopped_run_says_how_it_goes_on(
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    resume: str,
+    sentence: str,
+) -> None:
+    stopped = SimpleNamespace(
+        final_dir=None, training=SimpleNamespace(step=3, checkpoint="runs/x/checkpoints/step-3")
+    )
+    monkeypatch.setattr("hf_tinyformer.pipeline.run_pipeline", lambda *_, **__: stopped)
+
+    assert command("train", str(run / "config.yaml"), f"train.resume={resume}") == 75
+
+    assert sentence in " ".join(capsys.readouterr().out.split())
+
+
+def test_how_a_start_began_is_not_kept_in_the_runs_own_file(run: Path, tmp_path: Path) -> None:
+    words = (f"output_dir={tmp_path}", "train.resume=never")
+
+    assert command("train", str(run / "config.yaml"), *words) == 0
+
+    settings = yaml.safe_load((tmp_path / "tiny" / "config.yaml").read_text(encoding="utf-8"))
+    assert settings["train"]["resume"] == "auto"
+
+
+def test_nothing_but_json_stands_on_standard_output_where_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path / "texts")
+    (tmp_path / "texts" / "picture.png").write_bytes(b"")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(f"data:\n  files: ['{tmp_path / 'texts'}']\n  builtin: null\n")
+
+    assert command("data", "stats", str(config), "--json") == 0
+
+    written = capsys.readouterr()
+    assert json.loads(written.out)
+    assert "left out" in written.err
+
+
+def test_info_on_a_run_that_goes_on_from_a_model_counts_that_models_weights(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("info", str(run / "final")) == 0
+    of_the_model = re.search(r"parameters\D*([\d,]+)", capsys.readouterr().out)
+
+    config = tmp_path / "on.yaml"
+    config.write_text(
+        f"init_from: {run / 'final'}\ndata:\n  builtin: python-stdlib\n  sequence_length: 16\n"
+    )
+    assert command("info", str(config)) == 0
+    of_the_run = re.search(r"parameters\D*([\d,]+)", capsys.readouterr().out)
+
+    assert of_the_model is not None
+    assert of_the_run is not None
+    assert of_the_run[1] == of_the_model[1]
 
 
 def test_generate_continues_the_prompt_and_repeats_itself_with_a_seed(

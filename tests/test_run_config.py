@@ -96,6 +96,7 @@ def test_the_context_is_as_long_as_a_row_unless_the_model_says_otherwise() -> No
         (["data.validation_fraction=1.5"], r"data\.validation_fraction is 1\.5"),
         (["name=../up"], r"name is '\.\./up'"),
         (["seed=-1"], r"seed is -1"),
+        (["seed=4294967296"], r"seed is 4294967296, but it must be .* below 4294967296"),
         (["train"], r"'train' is not a setting.*key=value"),
         (["train.max_steps=[1"], r"not valid YAML"),
         (["train=3"], r"train is 3, but it holds settings of its own\. Write train\.KEY=VALUE"),

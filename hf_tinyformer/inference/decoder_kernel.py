@@ -12,10 +12,12 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,36 @@ def _cache_folder() -> Path:
     return Path(base) / "hf_tinyformer"
 
 
+def _find_compiler() -> list[str] | None:
+    # CXX may be several words, such as `ccache g++`, or set and empty.
+    words = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    program = shutil.which(words[0])
+    return None if program is None else [program, *words[1:]]
+
+
+def _compile(command: list[str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder, path.name)
+        subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
+        with made.open("rb") as stream:
+            os.fsync(stream.fileno())
+        made.replace(path)
+
+
+def _load(compiler: list[str]) -> ctypes.CDLL:
+    # A home folder may be shared by machines whose processors differ.
+    command = [*compiler, *FLAGS, *THREADS, str(SOURCE)]
+    machine = [*command, platform.machine(), str(torch.cpu.get_capabilities())]
+    key = hashlib.sha256(SOURCE.read_bytes() + "\n".join(machine).encode()).hexdigest()[:16]
+    path = _cache_folder() / f"decoder_step-{key}.so"
+    if path.exists():
+        with suppress(OSError):  # damaged, it is replaced
+            return ctypes.CDLL(str(path))
+    _compile(command, path)
+    return ctypes.CDLL(str(path))
+
+
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
     """Load the compiled step, compiling it if this machine has not done so yet.
@@ -50,37 +82,23 @@ def load_library() -> ctypes.CDLL | None:
         The library, or `None` where there is no compiler, or where compiling or keeping the result
         fails, which is logged.
     """
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        return None
     try:
-        library = ctypes.CDLL(str(_compile(compiler)))
+        compiler = _find_compiler()
+        library = None if compiler is None else _load(compiler)
     except subprocess.CalledProcessError as error:
-        logger.warning("The decoding kernel is not used: %s cannot compile it.", compiler)
+        logger.warning("The decoding kernel is not used: %s cannot compile it.", error.cmd[0])
         logger.debug("%s", error.stderr)
         return None
-    except (OSError, RuntimeError) as error:  # Path.home() where there is none
+    # Path.home() where there is none; a CXX whose quotes do not close.
+    except (OSError, RuntimeError, ValueError) as error:
         logger.warning("The decoding kernel is not used: %s", error)
+        return None
+    if library is None:
         return None
     library.decoder_lanes.restype = c_int64
     library.decoder_step.argtypes = [POINTER(_Decoder), c_void_p, c_int64]
     library.decoder_step.restype = None
     return library
-
-
-def _compile(compiler: str) -> Path:
-    # A home folder may be shared by machines whose processors differ.
-    command = [compiler, *FLAGS, *THREADS, str(SOURCE)]
-    machine = [*command, platform.machine(), str(torch.cpu.get_capabilities())]
-    key = hashlib.sha256(SOURCE.read_bytes() + "\n".join(machine).encode()).hexdigest()[:16]
-    path = _cache_folder() / f"decoder_step-{key}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder, path.name)
-            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
-            made.replace(path)
-    return path
 
 
 class _Matrix(Structure):

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from hf_tinyformer.inference.choosing import Choose
+from hf_tinyformer.inference.choosing import Choose, refuse_no_token
 from hf_tinyformer.inference.decoder_kernel import DecoderKernel, can_run
 from hf_tinyformer.inference.decoder_layer import DecoderLayer, Slot, make_norm
 from hf_tinyformer.inference.prompt_lookup import PromptLookup
@@ -26,26 +25,43 @@ from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
 STEADY_ROPE = ("default", "linear", "yarn", "llama3")
 """Kinds of rotary positions whose angles do not depend on the length of the text."""
 
+OURS = "hf_tinyformer.model."
+"""Where a TinyFormer's own modules come from."""
+
+TORCHS = (nn.Linear, nn.Embedding, nn.Dropout, nn.Identity, nn.ModuleList)
+"""What it has of torch's. An adapter or a quantizer puts a module of another kind in the place."""
+
+CAPTURING = "transformers.utils.output_capturing"
+"""Whose hooks only collect, and stay on a model that once gave its attention weights."""
+
+
+def _is_plain(module: nn.Module) -> bool:
+    is_known = type(module) in TORCHS or type(module).__module__.startswith(OURS)
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    is_hooked = any(getattr(hook, "__module__", None) != CAPTURING for hook in hooks)
+    return is_known and not is_hooked and not hasattr(module, "_hf_hook")
+
 
 def can_decode(model: Any) -> bool:
     """Tell whether `decode` knows a model: a whole, plain TinyFormer.
 
     Args:
-        model: Any causal language model. One that is sharded, quantized, adapted or moved about by
-            hooks, or whose rotary angles change with the length of the text, is left to `generate`.
+        model: Any causal language model. One that is sharded, quantized, adapted, moved about or
+            changed by hooks, or whose rotary angles change with the length of the text, is left to
+            `generate`.
     """
-    if type(model) is not TinyFormerForCausalLM:
+    if type(model) is not TinyFormerForCausalLM or not all(map(_is_plain, model.modules())):
         return False
     rope = model.config.rope_parameters
-    is_plain = all(
+    is_steady = rope is None or rope["rope_type"] in STEADY_ROPE
+    is_linear = all(
         type(module) is nn.Linear
         for name, module in model.named_modules()
         if name.endswith(("_proj", "lm_head"))
     )
-    is_elsewhere = any(isinstance(p, DTensor) or p.is_meta for p in model.parameters())
-    has_hooks = any(hasattr(module, "_hf_hook") for module in model.modules())
-    is_steady = rope is None or rope["rope_type"] in STEADY_ROPE
-    return is_plain and is_steady and not is_elsewhere and not has_hooks
+    # A sharded or quantized weight is a tensor of another class.
+    is_here = all(type(p) is nn.Parameter and not p.is_meta for p in model.parameters())
+    return is_steady and is_linear and is_here
 
 
 @dataclass
@@ -221,17 +237,20 @@ class _Recording:
         """
         self.tokens = tokens.clone()
         self.slot = torch.tensor([decoder.slot], device=tokens.device)
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            # Libraries set themselves up in the first runs, which a graph may not hold. Each writes
-            # to the slot that the first replay writes to as well.
-            for _ in range(3):
-                decoder.compute(self.tokens, self.slot)
-        torch.cuda.current_stream().wait_stream(beside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.logits = decoder.compute(self.tokens, self.slot)
+        # A graph records what the current device does, which need not be the model's.
+        with torch.cuda.device(tokens.device):
+            beside = torch.cuda.Stream(tokens.device)
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                # Libraries set themselves up in the first runs, which a graph may not hold. Each
+                # writes to the slot that the first replay writes to as well.
+                for _ in range(3):
+                    decoder.compute(self.tokens, self.slot)
+            torch.cuda.current_stream().wait_stream(beside)
+            self.graph = torch.cuda.CUDAGraph()
+            # Nothing that another thread does meanwhile may break it off: the demo has several.
+            with torch.cuda.graph(self.graph, stream=beside, capture_error_mode="thread_local"):
+                self.logits = decoder.compute(self.tokens, self.slot)
 
     def replay(self, tokens: Tensor, slot: int) -> Tensor:
         """Compute a step's logits, into the same memory each time."""
@@ -274,6 +293,9 @@ def decode(
 
     Returns:
         The new tokens of each text, the one that ended it included.
+
+    Raises:
+        ArtifactError: If the model's logits are not numbers to choose by.
     """
     input_ids, attention_mask = _pad_left(prompts, model.device)
     written: list[list[int]] = [[] for _ in prompts]
@@ -286,6 +308,7 @@ def decode(
         for left in reversed(range(max_new_tokens)):
             tokens = choose(logits)
             new = tokens.tolist()
+            refuse_no_token(new)
             if on_tokens is not None:
                 on_tokens(tokens.cpu())
             for row in list(running):

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from hf_tinyformer.errors import ConfigError, DataError
-from hf_tinyformer.inference.choosing import build_chooser
+from hf_tinyformer.inference.choosing import COLDEST, build_chooser
 from hf_tinyformer.inference.decoding import can_decode, decode
 from hf_tinyformer.inference.evaluation import evaluation_mode
 from hf_tinyformer.model.tokenization_tinyformer import TinyFormerTokenizer, compose_syllables
@@ -47,11 +48,31 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     # The CPU's generator is always forked; Apple's cannot be, and no training draws from it.
     devices = [] if device.type in ("cpu", "mps") else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        if seed is None:
-            torch.seed()
-        else:
-            torch.manual_seed(seed)
+        # torch.manual_seed would move those of all other devices too.
+        seed = torch.default_generator.seed() if seed is None else seed
+        torch.default_generator.manual_seed(seed)
+        if device.type == "mps":
+            torch.mps.manual_seed(seed)
+        elif devices:
+            torch.get_device_module(device).default_generators[device.index].manual_seed(seed)
         yield
+
+
+@contextmanager
+def without_defaults(model: Any) -> Iterator[None]:
+    """Let `generate` follow what it is given and nothing else.
+
+    transformers fills each setting that a call leaves open from the model's generation_config. A
+    penalty or a list of suppressed tokens there would change even what the likeliest token is.
+
+    Args:
+        model: Any with `generate`; its generation_config is the same afterwards.
+    """
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def _check_settings(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
@@ -129,7 +150,7 @@ def _sampling_settings(
     sampling = temperature > 0
     return {
         "do_sample": sampling,
-        "temperature": float(temperature) if sampling else 1.0,
+        "temperature": max(float(temperature), COLDEST) if sampling else 1.0,
         "top_k": top_k if sampling else 50,
         "top_p": float(top_p) if sampling else 1.0,
         "bos_token_id": tokenizer.bos_token_id,
@@ -192,9 +213,8 @@ def generate_text(
     Raises:
         ConfigError: If a sampling setting is out of its range.
         DataError: If the prompt is empty and the tokenizer has no token to begin with.
+        ArtifactError: If the model's logits are not numbers to choose by.
     """
-    from transformers import GenerationConfig
-
     _check_settings(max_new_tokens, temperature, top_k, top_p)
     ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     num_prompt_tokens = len(ids)
@@ -205,7 +225,7 @@ def generate_text(
         streamer.put(torch.tensor([ids]))
     relay = None if streamer is None else _WindowStreamer(streamer)
     is_plain, choose = can_decode(model), build_chooser(temperature, top_k, top_p)
-    with evaluation_mode(model), _seeded(seed, model.device):
+    with evaluation_mode(model), without_defaults(model), _seeded(seed, model.device):
         while (wanted := num_prompt_tokens + max_new_tokens - len(ids)) > 0:
             window, room = _fit_into_context(ids, context, wanted)
             if is_plain:

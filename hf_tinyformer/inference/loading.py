@@ -10,13 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 
 from hf_tinyformer.data.tokenization.tokenizer import check_ids, read_tokenizer
-from hf_tinyformer.errors import ArtifactError
+from hf_tinyformer.errors import ArtifactError, ConfigError
 
 FILES_TO_LOAD = ["*.json", "*.safetensors", "*.jinja"]
 """What a load takes from the Hub: settings, weights and templates, no code."""
+
+# httpx's or httpx2's, by version. One that is not a response, such as a proxy's, is no OSError.
+_HTTP_ERROR: Any = HfHubHTTPError.__bases__[0]
+
+UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError),
+    *(SafetensorError, StrictDataclassError, _HTTP_ERROR),
+)
+"""What transformers and huggingface_hub raise for files that are not as they should be."""
+
+
+def describe(error: BaseException) -> str:
+    """Say in one line, without a full stop, what went wrong.
+
+    Args:
+        error: One of `UNREADABLE`.
+    """
+    if isinstance(error, StrictDataclassError):
+        # It tells which check failed, its cause which setting has what value.
+        error = error.__cause__ or error
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 
 def _find(checkpoint: str | Path, revision: str | None) -> Path:
@@ -24,7 +46,6 @@ def _find(checkpoint: str | Path, revision: str | None) -> Path:
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(
@@ -32,8 +53,8 @@ def _find(checkpoint: str | Path, revision: str | None) -> Path:
         )
     except HFValidationError:
         reason = "this is not of the form USER/NAME"
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+    except UNREADABLE as error:
+        reason = (str(error).strip().splitlines() or [describe(error)])[0].rstrip(".")
     raise ArtifactError(
         f"{checkpoint} is no folder here, and not to be had from the Hub either: {reason}. "
         "Point to a folder such as runs/demo/final, or to USER/NAME on the Hub."
@@ -63,10 +84,21 @@ def _require_all_weights(folder: Path, report: Mapping[str, Any]) -> None:
 def _one_line(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise ArtifactError(
-            f"{folder} cannot be loaded: {reason}. Point to another folder or make this one again."
+    except UNREADABLE as error:
+        remedy = "Point to another folder or make this one again."
+        if isinstance(error, ImportError):  # of a library for the weights' format
+            remedy = "Install what is missing, or point to another folder."
+        raise ArtifactError(f"{folder} cannot be loaded: {describe(error)}. {remedy}") from None
+
+
+def _move(model: Any, device: torch.device | str) -> Any:
+    try:
+        return model.to(device)
+    # Built without CUDA, torch asserts; of devices that others add it may know but the name.
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ConfigError(
+            f"--device is {device}, but the model cannot be put there: {describe(error)}. "
+            "Take cpu, or a device of this machine."
         ) from None
 
 
@@ -91,6 +123,7 @@ def load_checkpoint(
     Raises:
         ArtifactError: If there is no such checkpoint, if it cannot be loaded as safe files, or if
             a weight is missing or left over.
+        ConfigError: If the model cannot be put on the device.
     """
     from transformers import AutoModelForCausalLM
 
@@ -109,7 +142,7 @@ def load_checkpoint(
     _require_all_weights(folder, report)
     tokenizer = load_tokenizer_of(folder)
     check_ids(tokenizer, model.get_input_embeddings().num_embeddings, str(folder))
-    return model.to(device).eval(), tokenizer
+    return _move(model, device).eval(), tokenizer
 
 
 def load_tokenizer_of(checkpoint: str | Path, *, revision: str | None = None) -> Any:

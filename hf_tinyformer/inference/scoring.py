@@ -25,6 +25,7 @@ from hf_tinyformer.inference.evaluation import (
     summarize_losses,
     token_losses,
 )
+from hf_tinyformer.inference.sizes import context_of
 
 LOGITS_IN_BATCH = 2**28
 """Logits of one forward pass at most: 1 GiB in float32. Large vocabularies get smaller batches."""
@@ -56,8 +57,8 @@ class RowScore:
 
 
 def context_length(model: Any) -> int:
-    """Return how many tokens the model reads at once, as its configuration says."""
-    return int(model.config.max_position_embeddings)
+    """Return how many tokens the model reads at once; see `context_of`."""
+    return context_of(model.config)
 
 
 def cut_windows(ids: Sequence[int], context: int, stride: int) -> Iterator[Row]:

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_tinyformer.errors import ArtifactError
+from hf_tinyformer.errors import ArtifactError, ConfigError
+from hf_tinyformer.inference.loading import UNREADABLE, describe
 
 PARTS = ("token embeddings", "positions", "attention", "feed-forward", "norms", "head")
 """Where a parameter can stand, in the order in which a token meets them."""
@@ -122,6 +123,38 @@ def _part_of(name: str, module: nn.Module, head: nn.Module | None) -> str:
     return "positions"
 
 
+def read_size(config: Any, *names: str) -> int:
+    """Read a size that some configurations lack or call by another name.
+
+    Args:
+        config: That of any model that transformers knows.
+        *names: What it is called, ours first.
+
+    Raises:
+        ConfigError: If it is called by none of them.
+    """
+    for name in names:
+        if (size := getattr(config, name, None)) is not None:
+            return int(size)
+    raise ConfigError(
+        f"{names[0]} is unset in the config.json of this {config.model_type} model, but has to be "
+        "known here. Set it in a copy of the model's folder, or take another model."
+    )
+
+
+def context_of(config: Any) -> int:
+    """Return how many tokens a model reads at once, as its configuration says.
+
+    Args:
+        config: That of any decoder that transformers knows.
+
+    Raises:
+        ConfigError: If it does not say so, as that of a recurrent model.
+    """
+    # As most call it; MPT; Bloom, whose positions have no end, but which was trained on so many.
+    return read_size(config, "max_position_embeddings", "max_seq_len", "seq_length")
+
+
 def _build_on_meta(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -135,7 +168,12 @@ def measure_sizes(config: Any) -> Sizes:
 
     Args:
         config: A TinyFormerConfig, or that of any decoder that transformers knows.
+
+    Raises:
+        ConfigError: If it has no attention heads or no context.
     """
+    num_heads = read_size(config, "num_attention_heads")
+    context = context_of(config)
     model = _build_on_meta(config)
     head = model.get_output_embeddings()
     parts = dict.fromkeys(PARTS, 0)
@@ -152,10 +190,8 @@ def measure_sizes(config: Any) -> Sizes:
                     and not isinstance(module, nn.Embedding)
                 ):
                     in_blocks += parameter.numel()
-    num_heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     num_key_value_heads = getattr(config, "num_key_value_heads", None) or num_heads
-    context = config.max_position_embeddings
     return Sizes(
         parameters=parts,
         matrix_weights=in_blocks + head.weight.numel(),
@@ -177,9 +213,8 @@ def read_model_config(checkpoint: str) -> Any:
 
     try:
         return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except UNREADABLE as error:
         raise ArtifactError(
-            f"{checkpoint} has no configuration to read: {reason}. "
+            f"{checkpoint} has no configuration to read: {describe(error)}. "
             "Point to a folder such as runs/demo/final."
         ) from None

@@ -135,17 +135,18 @@ class CardFacts:
     """Ids of data sets on the Hub."""
 
 
-def describe_hardware(device: Any) -> str:
+def describe_hardware(device: Any, num_processes: int) -> str:
     """Name the class of a machine and nothing that tells it from others of its class.
 
     Args:
         device: A torch device, or its name.
+        num_processes: Processes that trained, each on a device of its own if that is a GPU.
     """
     import torch
 
     device = torch.device(device)
     if device.type == "cuda":
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
+        return f"{num_processes} x {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":
         count = torch.get_num_threads()
         return f"CPU, {count} {'thread' if count == 1 else 'threads'}"
@@ -291,6 +292,10 @@ def _fence_for(text: str) -> str:
     return "`" * max(3, longest + 1)
 
 
+def _quote(text: str) -> str:
+    return json.dumps(scrub(text), ensure_ascii=False)
+
+
 LANGUAGE_NAMES = {"en": "English", "ko": "Korean", "code": "source code"}
 
 
@@ -339,7 +344,8 @@ def render_card(
         facts: What the run knows.
         config: The model's configuration.
         num_parameters: All weights, tied ones once.
-        sample: What `write_final` generated: `text`, `tokens`, `seed`, `temperature`, `top_k`.
+        sample: What `write_final` generated: `text`, `tokens`, `seed`, `temperature`, `top_k`; and
+            `start`, a text of at least one token, for the card's code to go on with.
         has_curve: Whether a `loss.png` lies beside the card.
 
     Returns:
@@ -370,8 +376,8 @@ def render_card(
             architecture=describe_architecture(config, num_parameters),
             num_parameters=num_parameters,
             context=config.max_position_embeddings,
-            prompt=facts.sample_prompt,
-            prompt_literal=json.dumps(scrub(facts.sample_prompt), ensure_ascii=False),
+            prompt=_quote(facts.sample_prompt) if facts.sample_prompt else None,
+            start=_quote(sample["start"]),
             sample=text,
             sample_fence=_fence_for(text),
             sample_tokens=sample["tokens"],

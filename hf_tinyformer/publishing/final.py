@@ -8,21 +8,29 @@ import ast
 import importlib.resources
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hf_tinyformer.artifacts import write_folder
+from hf_tinyformer.artifacts import MANIFEST_NAME, hash_file, read_file_hashes, write_folder
 from hf_tinyformer.data.tokenization.tokenizer import check_ids, write_tokenizer_files
 from hf_tinyformer.errors import ArtifactError
 from hf_tinyformer.inference.chat import find_end_of_turn
 from hf_tinyformer.inference.evaluation import evaluation_mode
-from hf_tinyformer.inference.generation import TEMPERATURE, TOP_K, TOP_P, generate_text, join_texts
+from hf_tinyformer.inference.generation import (
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    encode_prompt,
+    generate_text,
+    join_texts,
+)
 from hf_tinyformer.publishing.card import CardFacts, render_card
 
 CURVE_NAME = "loss.png"
+INDEX_NAME = "model.safetensors.index.json"
 SAMPLE_TOKENS = 100
 SAMPLE_SEED = 0
 LOCAL_KEYS = ("_name_or_path", "name_or_path", "_commit_hash")
@@ -201,9 +209,70 @@ def verify_final(folder: Path, model: Any, tokenizer: Any) -> None:
             )
 
 
+def check_weights(folder: Path, weights: Collection[str], *, owner: str, advice: str) -> None:
+    """Check that weights are whole, and that an index names none but them.
+
+    Args:
+        folder: Where they lie.
+        weights: Names of files.
+        owner: Whose they are, for the message.
+        advice: What to do, for the message.
+
+    Raises:
+        ArtifactError: If a file is cut or of another format, or an index names one too many.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for name in weights:
+        try:
+            with safe_open(folder / name, framework="pt") as stream:
+                stream.keys()
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(
+                f"{owner} has a {name} that is no whole safetensors file: {error}. {advice}"
+            ) from None
+    if not (folder / INDEX_NAME).is_file():
+        return
+    try:
+        shards = set(_read_json(folder / INDEX_NAME)["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(
+            f"{owner} has a {INDEX_NAME} that names no files of weights. {advice}"
+        ) from None
+    for name in sorted(shards - set(weights), key=str):
+        raise ArtifactError(
+            f"{owner} has a {INDEX_NAME} that names {name!r}, but no such weights. {advice}"
+        )
+
+
+def check_hashes(folder: Path, weights: Collection[str], *, advice: str) -> None:
+    """Check weights against the manifest of their folder, if it has one.
+
+    Args:
+        folder: Where they lie. Its other files may have been edited.
+        weights: Names of files.
+        advice: What to do, for the message.
+
+    Raises:
+        ArtifactError: If a file is not the one that the manifest vouches for.
+    """
+    if not (folder / MANIFEST_NAME).is_file():
+        return
+    known = read_file_hashes(folder)
+    for name in weights:
+        if known.get(name, {}).get("sha256") != hash_file(folder / name):
+            raise ArtifactError(
+                f"{folder / name} does not have the SHA-256 that {MANIFEST_NAME} says. {advice} "
+                f"If you changed it on purpose, remove {MANIFEST_NAME}."
+            )
+
+
 def _make_sample(model: Any, tokenizer: Any, prompt: str) -> dict[str, Any]:
     text = generate_text(model, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, seed=SAMPLE_SEED)
+    has_tokens = bool(tokenizer(prompt, verbose=False)["input_ids"])
     return {
+        # `generate` cannot go on with no token at all, so the token is named that ours begins with.
+        "start": prompt if has_tokens else tokenizer.decode(encode_prompt(tokenizer, prompt)),
         "text": join_texts(tokenizer, prompt, text),
         "tokens": SAMPLE_TOKENS,
         "seed": SAMPLE_SEED,

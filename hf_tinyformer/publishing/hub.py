@@ -6,22 +6,21 @@ from `hf auth login` or `HF_TOKEN`, never from an argument, so it stands in no s
 """
 
 import hashlib
-import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_tinyformer.artifacts import MANIFEST_NAME, hash_file, write_folder
 from hf_tinyformer.errors import HubError
-from hf_tinyformer.publishing.final import model_room
+from hf_tinyformer.publishing.final import check_hashes, check_weights, model_room
 from hf_tinyformer.publishing.privacy import find_private, user_name
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,11 @@ NAMES_TO_FETCH = re.compile(r"[\w-][\w.-]*\.(safetensors|json|jinja|md|txt|png|p
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 """Formats whose reading can run code."""
 
-TEXT_WITHOUT_NAMES = ("tokenizer.json", "loss.png")
-"""Files whose words were learned or drawn, so that a name in them is chance."""
+TEXT_BY_PEOPLE = ("README.md", "LICENSE", "chat_template.jinja")
+"""Files where the user's name would be no chance. Words of the others were learned or are keys."""
+
+NOT_LOADED = ("README.md", "LICENSE", "loss.png")
+"""What a push sends but never deletes: no program loads it, and it may be written on the Hub."""
 
 LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors header at most, as the format itself says."""
@@ -136,6 +138,7 @@ def collect_files(folder: Path, *, namespace: str | None = None) -> dict[str, by
 
     Raises:
         HubError: If the folder is no model, or a file holds something that should not be sent.
+        ArtifactError: If the weights are not whole, or not those that the folder was written with.
     """
     files: dict[str, bytes | Path] = {}
     name = user_name()
@@ -149,11 +152,8 @@ def collect_files(folder: Path, *, namespace: str | None = None) -> dict[str, by
         content = _read_header(path) if is_weights else path.read_bytes()
         if path.suffix == ".py":
             _check_code(path, content)
-        search_name = path.suffix != ".py" and path.name not in TEXT_WITHOUT_NAMES
-        for finding in find_private(
-            _decode(path, content),
-            name=name if search_name and name != namespace else None,
-        ):
+        search_name = path.name in TEXT_BY_PEOPLE and name != namespace
+        for finding in find_private(_decode(path, content), name=name if search_name else None):
             raise HubError(
                 f"{path}:{finding.line} holds {finding.what}, and nothing was sent. "
                 "Remove it there, and where it came from."
@@ -165,6 +165,9 @@ def collect_files(folder: Path, *, namespace: str | None = None) -> dict[str, by
             f"{folder} has no config.json or no model.safetensors, so it is no model. "
             "Point to a folder such as runs/demo/final."
         )
+    advice = "Nothing was sent; write the folder again."
+    check_weights(folder, weights, owner=f"{folder}", advice=advice)
+    check_hashes(folder, weights, advice=advice)
     return files
 
 
@@ -189,6 +192,45 @@ def _check_visibility(repo_id: str, wants_private: bool, is_private: bool | None
             f"{repo_id} is there already and public, but this push is private. "
             "Say that it may be public (--public), or take another name."
         )
+    if not wants_private and is_private:
+        raise HubError(
+            f"{repo_id} is there already and private, but this push is public (--public). "
+            "Make it public in its settings on the Hub, or push without --public."
+        )
+
+
+def _find_model(api: "HfApi", repo_id: str, revision: str | None) -> "ModelInfo | None":
+    """Ask what a push would meet; None if no such model is there."""
+    from huggingface_hub.errors import (
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if repo_id.count("/") != 1:  # the Hub knows gpt2 and the like, of another account
+        raise HFValidationError
+    try:
+        return api.model_info(repo_id, revision=revision)
+    except RevisionNotFoundError:
+        return api.model_info(repo_id)  # a new branch begins with what the main one holds
+    except RepositoryNotFoundError as error:
+        if error.response.status_code != 404:  # not logged in
+            raise
+        return None
+
+
+def _list_left_over(info: "ModelInfo | None", files: Container[str]) -> list[str]:
+    """Name what an older model left there that would be loaded with the new weights."""
+    there = [sibling.rfilename for sibling in (info and info.siblings) or []]
+    return [
+        name
+        for name in there
+        if NAMES_TO_SEND.fullmatch(name)
+        and name not in NOT_LOADED
+        and name not in files
+        # Code is loaded only where the configuration names it, and may be somebody's own.
+        and not name.endswith(".py")
+    ]
 
 
 def _expected_hash(content: bytes | Path, *, is_lfs: bool) -> str:
@@ -229,15 +271,17 @@ def push_folder(
 ) -> str | None:
     """Send a model to the Hub: all of it in one commit, or nothing.
 
-    Sending the same folder again changes nothing there.
+    The same commit deletes what an older model left there: weights of another number of shards, a
+    chat template. Sending the same folder again changes nothing there.
 
     Args:
         folder: A folder that `write_final` wrote.
         repo_id: `USER/NAME`. Made if it is not there.
-        private: Whether only its owners see it. A model that is public already is not sent to.
+        private: Whether only its owners see it. A model that is there must be so already.
         revision: Branch, made if it is not there. Unset: the main one.
         message: Of the commit.
-        confirm: Shown each file's name and size in bytes; nothing is sent unless it says yes.
+        confirm: Shown each file's name and size in bytes, and for each that is deleted a line that
+            says so; nothing is sent unless it says yes.
         endpoint: Address of the Hub. Unset: `HF_ENDPOINT`, or huggingface.co.
 
     Returns:
@@ -245,33 +289,45 @@ def push_folder(
 
     Raises:
         HubError: If a file should not be sent, or the Hub refuses or cannot be reached.
+        ArtifactError: If the weights are not whole, or not those that the folder was written with.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     files = collect_files(folder, namespace=repo_id.partition("/")[0])
     if isinstance(card := files.get("README.md"), bytes):
         files["README.md"] = address_card(card, repo_id)
     for finding in find_private(message, name=user_name()):
         raise HubError(f"the commit's message holds {finding.what}. Change it.")
-    if confirm and not confirm([(name, _size(content)) for name, content in files.items()]):
-        return None
     api = HfApi(endpoint=endpoint)
     with _translate_errors(repo_id):
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        info = _find_model(api, repo_id, revision)
+    if info is not None:
+        _check_visibility(repo_id, private, info.private)
+    left_over = _list_left_over(info, files)
+    shown = [(name, _size(content)) for name, content in files.items()]
+    shown += [(f"deleted on the Hub: {name}", 0) for name in left_over]
+    if confirm and not confirm(shown):
+        return None
+    with _translate_errors(repo_id):
+        if info is None:
+            api.create_repo(repo_id, private=private)
+            info = api.model_info(repo_id)
         if revision is not None:
-            api.create_branch(url.repo_id, branch=revision, exist_ok=True)
-        info = api.model_info(url.repo_id, revision=revision)
-        _check_visibility(url.repo_id, private, info.private)
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(
-            url.repo_id,
-            operations=[CommitOperationAdd(name, content) for name, content in files.items()],
+            repo_id,
+            operations=[
+                *(CommitOperationAdd(name, content) for name, content in files.items()),
+                *(CommitOperationDelete(name) for name in left_over),
+            ],
             commit_message=message,
             revision=revision,
             # Refused if somebody else committed in between, rather than mixed with theirs.
             parent_commit=info.sha,
         )
-        _verify_sent(api, url.repo_id, commit.oid, files)
-    return str(url) if revision is None else f"{url}/tree/{revision}"
+        _verify_sent(api, repo_id, commit.oid, files)
+    url = f"{api.endpoint}/{repo_id}"
+    return url if revision is None else f"{url}/tree/{revision}"
 
 
 def _choose_files(repo_id: str, names: list[str]) -> list[str]:
@@ -284,29 +340,6 @@ def _choose_files(repo_id: str, names: list[str]) -> list[str]:
             "Ask its author for safetensors, or take another model."
         )
     return chosen
-
-
-def _check_weights(folder: Path, repo_id: str) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as weights:
-                weights.keys()
-        except (SafetensorError, OSError) as error:
-            raise HubError(
-                f"{repo_id} has a {path.name} that is no safetensors file: {_first_line(error)}. "
-                "Nothing was kept; take another model."
-            ) from None
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        for name in set(shards.values()):
-            if not (isinstance(name, str) and NAMES_TO_SEND.fullmatch(name)):
-                raise HubError(
-                    f"{repo_id} has an {index.name} that names {name!r}, but shards are named "
-                    "model-00001-of-00002.safetensors. Nothing was kept; take another model."
-                )
 
 
 def pull_folder(
@@ -325,6 +358,7 @@ def pull_folder(
     Raises:
         HubError: If the folder is there, the model has no safe weights, or the Hub refuses or
             cannot be reached.
+        ArtifactError: If the weights are not whole.
     """
     from huggingface_hub import HfApi
 
@@ -342,4 +376,9 @@ def pull_folder(
                 api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=staging)
         # Notes of huggingface_hub on what it downloaded.
         shutil.rmtree(staging / ".cache", ignore_errors=True)
-        _check_weights(staging, repo_id)
+        check_weights(
+            staging,
+            [name for name in names if name.endswith(".safetensors")],
+            owner=repo_id,
+            advice="Nothing was kept; take another model.",
+        )

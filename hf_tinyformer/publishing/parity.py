@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from hf_tinyformer.errors import ExportError
 from hf_tinyformer.inference.evaluation import evaluation_mode
+from hf_tinyformer.inference.generation import without_defaults
 
 SAMPLE_TEXTS = (
     "Once upon a time there was a small house by the sea.",
@@ -113,7 +115,7 @@ def generate_greedily(model: Any, row: Sequence[int], max_new_tokens: int) -> li
     """Continue a row with the likeliest token each time, by transformers' own `generate`.
 
     Args:
-        model: Any causal language model.
+        model: Any causal language model. Of its generation_config only the special tokens count.
         row: Token ids of the prompt.
         max_new_tokens: Tokens to add; fewer if the text ends.
 
@@ -121,15 +123,17 @@ def generate_greedily(model: Any, row: Sequence[int], max_new_tokens: int) -> li
         The tokens added.
     """
     input_ids = torch.tensor([list(row)], device=model.device)
-    with evaluation_mode(model):
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        bos_token_id=model.generation_config.bos_token_id,
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=model.generation_config.pad_token_id,
+    )
+    with evaluation_mode(model), without_defaults(model):
         output = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            do_sample=False,
-            # Settings of a sampling generation_config, which greedy search would warn about.
-            temperature=None,
-            top_k=None,
-            top_p=None,
-            max_new_tokens=max_new_tokens,
+            generation_config=settings,
         )
     return list(output[0, len(row) :].tolist())

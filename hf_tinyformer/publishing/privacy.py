@@ -53,10 +53,18 @@ def user_name() -> str | None:
 
 def _own_patterns() -> dict[str, str]:
     patterns = {"an absolute path": HOME_PATH}
-    home = str(Path.home())
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # an account without an entry, where HOME is not set
+        return patterns
     if home not in ("/", ""):
         patterns["the path of your home folder"] = re.escape(home) + r"(?=[/\\]|\b)"
     return patterns
+
+
+def _name_pattern(name: str) -> str:
+    # Not within a key: the account max is no reason to object to max_steps.
+    return rf"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])"
 
 
 def find_private(text: str, *, name: str | None = None) -> Iterator[Finding]:
@@ -71,7 +79,7 @@ def find_private(text: str, *, name: str | None = None) -> Iterator[Finding]:
     """
     patterns = {**SECRETS, **_own_patterns()}
     if name is not None:
-        patterns["your user name"] = rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])"
+        patterns["your user name"] = _name_pattern(name)
     for what, pattern in patterns.items():
         for match in re.finditer(pattern, text):
             yield Finding(text.count("\n", 0, match.start()) + 1, what)
@@ -91,6 +99,7 @@ def scrub(text: str) -> str:
         text = re.sub(pattern, "[removed]", text)
     # Not after a letter, a dot, a colon or a slash: those are relative paths and addresses.
     text = re.sub(r"(?<![\w.:/~*-])(?:[A-Z]:\\|/)(?:[^\s'\",\]\\/]+[\\/]+)+", "path/to/", text)
-    for pattern in [*_own_patterns().values(), *([re.escape(n)] if (n := user_name()) else [])]:
+    name = user_name()
+    for pattern in [*_own_patterns().values(), *([_name_pattern(name)] if name else [])]:
         text = re.sub(pattern, "[removed]", text)
     return text

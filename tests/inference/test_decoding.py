@@ -1,5 +1,8 @@
 import itertools
 import platform
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from transformers.generation.logits_process import (
 )
 
 from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
+from hf_tinyformer.errors import ArtifactError
 from hf_tinyformer.inference import decoder_kernel, decoding
 from hf_tinyformer.inference.choosing import build_chooser
 from hf_tinyformer.inference.decoding import TokenDecoder, can_decode, decode
@@ -229,6 +233,92 @@ def test_a_folder_that_cannot_be_written_is_named(no_library_yet, monkeypatch, c
     assert str(in_the_way) in message
 
 
+@has_kernel
+@pytest.mark.parametrize("words", ["", "env g++"])
+def test_the_compiler_may_be_named_by_any_number_of_words(words, no_library_yet, monkeypatch):
+    monkeypatch.setenv("CXX", words)
+
+    assert decoder_kernel.load_library() is not None
+
+
+def test_a_compiler_whose_quotes_do_not_close_is_no_error(no_library_yet, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "'g++")
+
+    assert decoder_kernel.load_library() is None
+
+    assert caplog.messages == ["The decoding kernel is not used: No closing quotation"]
+
+
+@has_kernel
+def test_a_damaged_library_is_compiled_again(no_library_yet, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("ctypes.CDLL", mock.Mock())  # what was opened once is not opened again
+        decoder_kernel.load_library()
+    [path] = (no_library_yet / "hf_tinyformer").iterdir()
+    path.write_bytes(b"")
+
+    assert decoder_kernel.load_library() is not None
+
+
+def test_a_library_is_on_disk_before_it_has_its_name(no_library_yet, monkeypatch):
+    compiler = no_library_yet / "compiler"
+    compiler.write_text('#!/bin/sh\nfor last; do :; done\n: > "$last"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    named = []
+    folder = no_library_yet / "hf_tinyformer"
+    monkeypatch.setattr("os.fsync", lambda _: named.append(list(folder.glob("*.so"))))
+
+    decoder_kernel.load_library()
+
+    assert named == [[]]
+    assert len(list(folder.glob("*.so"))) == 1
+
+
+def test_a_step_is_recorded_on_the_models_device(monkeypatch):
+    model = build()
+    monkeypatch.setattr(decoding, "can_run", lambda model, batch: False)
+    current, recorded = [], []
+
+    @contextmanager
+    def take(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    @contextmanager
+    def record(graph, *, stream, capture_error_mode):
+        recorded.append((list(current), stream.device, capture_error_mode))
+        yield
+
+    def make_stream(device=None):
+        return SimpleNamespace(device=device, wait_stream=lambda other: None)
+
+    monkeypatch.setattr(torch.cuda, "device", take)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "Stream", make_stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", make_stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+
+    with torch.inference_mode():
+        decoder = TokenDecoder(model, torch.tensor([[1, 2]]), 3)
+        decoder.read(torch.tensor([[1, 2]]), None)
+        decoding._Recording(decoder, torch.tensor([3]))
+
+    place = torch.device("cpu")
+    assert recorded == [([place], place, "thread_local")]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second GPU")
+def test_a_step_on_the_second_gpu_writes_what_the_cpu_writes():
+    model = build()
+    greedy = build_chooser(0, 0, 1.0)
+    expected = decode(model, PROMPTS, max_new_tokens=20, choose=greedy)
+
+    assert decode(model.to("cuda:1"), PROMPTS, max_new_tokens=20, choose=greedy) == expected
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_recorded_step_writes_what_the_cpu_writes(scheme):
@@ -297,6 +387,38 @@ def test_samples_follow_the_distribution_of_transformers_warpers(temperature, to
     torch.testing.assert_close(shares, expected, rtol=0, atol=5 * (0.25 / draws) ** 0.5)
 
 
+WAYS_TO_CHOOSE = [(0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.9)]
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.9)])
+@pytest.mark.parametrize("temperature", [1e-39, 1e-300])
+def test_a_temperature_of_almost_zero_takes_the_likeliest_token(temperature, top_k, top_p):
+    logits = torch.tensor([[100.0, 300.0, -200.0, 299.0], [0.0, -1.0, -2.0, -3.0]])
+
+    chosen = build_chooser(temperature, top_k, top_p)(logits)
+
+    assert chosen.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("settings", WAYS_TO_CHOOSE)
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_refused(settings, wrong):
+    model = build()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(wrong)
+
+    with pytest.raises(ArtifactError, match=r"largest logit is nan or infinite.*diverged"):
+        decode(model, PROMPTS, max_new_tokens=2, choose=build_chooser(*settings))
+
+
+@pytest.mark.parametrize("settings", WAYS_TO_CHOOSE)
+def test_a_token_that_is_ruled_out_is_never_chosen(settings):
+    logits = torch.full((50, 4), -torch.inf)
+    logits[:, 2] = 1.0
+
+    assert build_chooser(*settings)(logits).tolist() == [2] * 50
+
+
 class _Wrapped(nn.Linear):
     """What an adapter or a quantizer puts in a layer's place."""
 
@@ -309,6 +431,59 @@ def test_what_it_does_not_know_is_left_to_generate():
     adapted = build()
     adapted.model.layers[1].mlp.down_proj = _Wrapped(96, 32, bias=False)
     assert not can_decode(adapted)
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_a_model_with_hooks_is_left_to_generate_while_it_has_them(kind):
+    model = build()
+
+    hook = getattr(model.model.layers[1].mlp, f"register_{kind}")(lambda *_: None)
+
+    assert not can_decode(model)
+    hook.remove()
+    assert can_decode(model)
+
+
+def test_hooks_that_only_collected_attention_weights_do_not_count():
+    model = build()
+    model.set_attn_implementation("eager")
+    assert model(torch.tensor([[1, 2]]), output_attentions=True).attentions[0] is not None
+    assert any(module._forward_hooks for module in model.modules())
+
+    assert can_decode(model)
+
+
+class _Packed(torch.Tensor):
+    """What torchao puts into a plain layer."""
+
+
+def test_weights_of_another_class_are_left_to_generate():
+    model = build()
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(_Packed))
+
+    assert type(layer) is nn.Linear
+    assert not can_decode(model)
+
+
+class _Adapted(nn.Module):
+    """Stands in a module's place, as PEFT's layers do, and shows the weight of what it adapts."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "norm", "layers.0.attention_norm"])
+def test_an_adapter_anywhere_is_left_to_generate(name):
+    model = build()
+    model.model.set_submodule(name, _Adapted(model.model.get_submodule(name)))
+
+    assert not can_decode(model)
 
 
 def test_weights_that_moved_are_used():

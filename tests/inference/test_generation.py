@@ -1,11 +1,15 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TextStreamer
 
+from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
 from hf_tinyformer.data.tokenization.tokenizer import train_tokenizer
 from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 from hf_tinyformer.errors import ConfigError, DataError
+from hf_tinyformer.inference import generation
 from hf_tinyformer.inference.generation import encode_prompt, generate_text
 
 
@@ -75,6 +79,72 @@ def test_a_sample_leaves_the_global_random_state_alone(tiny_llama, byte_tokenize
     generate_text(tiny_llama, byte_tokenizer, "a", max_new_tokens=4, temperature=1.0, seed=seed)
 
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("seed", [7, None])
+def test_a_sample_on_the_cpu_seeds_no_gpu(tiny_llama, byte_tokenizer, seed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("GPUs are seeded"))
+
+    generate_text(tiny_llama, byte_tokenizer, "a", max_new_tokens=2, temperature=1.0, seed=seed)
+
+
+def test_a_sample_on_a_gpu_seeds_that_one(monkeypatch):
+    gpus = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)]
+    monkeypatch.setattr(torch.cuda, "default_generators", gpus)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices, device_type: nullcontext())
+
+    with generation._seeded(7, torch.device("cuda", 1)):
+        assert [gpu.initial_seed() for gpu in gpus] == [1, 7]
+        assert torch.initial_seed() == 7
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_seed_holds_on_a_gpu_too_and_its_state_is_put_back(tiny_llama, byte_tokenizer):
+    before = torch.cuda.get_rng_state()
+
+    texts = [
+        generate_text(tiny_llama.cuda(), byte_tokenizer, "a", temperature=5.0, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+
+    assert texts[0] == texts[1] != texts[2]
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_the_models_own_settings_change_nothing(tiny_llama, byte_tokenizer):
+    settings = {"temperature": 0, "max_new_tokens": 10}
+    expected = generate_text(tiny_llama, byte_tokenizer, "a", **settings)
+    own = tiny_llama.generation_config
+    own.repetition_penalty, own.suppress_tokens, own.min_new_tokens = 9.0, list(range(100)), 3
+
+    text = generate_text(tiny_llama, byte_tokenizer, "a", **settings)
+
+    assert text == expected
+    assert tiny_llama.generation_config is own
+    assert own.repetition_penalty == 9.0
+
+
+def test_both_ways_to_write_give_the_same_text(byte_tokenizer, monkeypatch):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = TinyFormerForCausalLM(
+        TinyFormerConfig(vocab_size=259, initializer_range=0.5, eos_token_id=2, **sizes)
+    )
+    model.generation_config.repetition_penalty = 9.0
+    settings = {"temperature": 0, "max_new_tokens": 20}
+    expected = generate_text(model, byte_tokenizer, "a", **settings)
+    monkeypatch.setattr(generation, "can_decode", lambda model: False)
+
+    assert generate_text(model, byte_tokenizer, "a", **settings) == expected
+
+
+def test_a_temperature_of_almost_zero_is_greedy(tiny_llama, byte_tokenizer):
+    greedy = generate_text(tiny_llama, byte_tokenizer, "x", max_new_tokens=8, temperature=0)
+
+    text = generate_text(
+        tiny_llama, byte_tokenizer, "x", max_new_tokens=8, temperature=1e-39, top_k=0, seed=0
+    )
+
+    assert text == greedy
 
 
 def test_top_k_of_one_is_greedy(tiny_llama, byte_tokenizer):

@@ -3,9 +3,10 @@ import pickle
 
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 
 from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
-from hf_tinyformer.errors import ArtifactError
+from hf_tinyformer.errors import ArtifactError, ConfigError
 from hf_tinyformer.inference.loading import load_checkpoint, load_tokenizer_of
 
 IDS = torch.arange(3, 20)[None]
@@ -73,6 +74,74 @@ def test_a_name_that_is_nowhere_is_one_line():
     assert "\n" not in str(error.value)
     with pytest.raises(ArtifactError, match=r"runs/none/final is no folder.*not of the form"):
         load_checkpoint("runs/none/final")
+
+
+class _ProxyError(HfHubHTTPError.__bases__[0]):
+    """As httpx raises it: no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (_ProxyError("403 Forbidden"), "403 Forbidden"),
+        (OSError(), "OSError"),
+        (RuntimeError("xet: no route\nto host"), "xet: no route"),
+    ],
+)
+def test_a_hub_out_of_reach_is_one_line(error, reason, monkeypatch):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+
+    with pytest.raises(ArtifactError, match=f"not to be had from the Hub either: {reason}. Point"):
+        load_checkpoint("me/model")
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [("foo", "Expected one of cpu"), ("", "must not be empty"), ("cuda:99", "")],
+)
+def test_a_device_that_is_not_there_is_named(checkpoint, device, reason):
+    folder, _ = checkpoint
+
+    with pytest.raises(ConfigError, match=f"--device is {device}, but.*{reason}.*Take cpu") as info:
+        load_checkpoint(folder, device=device)
+    assert "\n" not in str(info.value)
+
+
+def _set(folder, **settings):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("head_dim", 7, "head_dim is 7, but rotary positions turn pairs"),
+        ("hidden_size", "64", "'hidden_size' expected int, got str"),
+        ("norm_type", "foo", "'norm_type' expected one of"),
+        ("dtype", "foo", "no attribute 'foo'"),
+    ],
+)
+def test_a_wrong_value_in_the_configuration_is_named(checkpoint, key, value, reason):
+    folder, _ = checkpoint
+    _set(folder, **{key: value})
+
+    with pytest.raises(ArtifactError, match=f"cannot be loaded: .*{reason}") as info:
+        load_checkpoint(folder)
+    assert "\n" not in str(info.value)
+
+
+def test_a_missing_library_of_a_quantized_model_is_named(checkpoint, monkeypatch):
+    folder, _ = checkpoint
+    _set(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    monkeypatch.setattr(
+        "transformers.quantizers.quantizer_gptq.is_optimum_available", lambda: False
+    )
+
+    with pytest.raises(ArtifactError, match=r"cannot be loaded: .*optimum.*Install what is"):
+        load_checkpoint(folder)
 
 
 def test_pickled_weights_are_not_read(checkpoint, tmp_path):

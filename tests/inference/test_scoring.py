@@ -2,11 +2,13 @@ import math
 
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM
 
 from hf_tinyformer.errors import ConfigError, DataError
 from hf_tinyformer.inference.scoring import (
     Row,
     batch_by_length,
+    context_length,
     cut_windows,
     evaluate_texts,
     score_rows,
@@ -141,6 +143,21 @@ def test_progress_adds_up_to_the_number_of_tokens(tiny_llama, byte_tokenizer, mo
 def test_a_stride_that_would_leave_out_tokens_is_refused(tiny_llama, byte_tokenizer, stride):
     with pytest.raises(ConfigError, match=rf"stride is {stride}.*max_position_embeddings \(32\)"):
         evaluate_texts(tiny_llama, byte_tokenizer, ["a"], stride=stride)
+
+
+def test_a_model_without_a_last_position_is_judged_at_the_length_it_was_trained_on(byte_tokenizer):
+    config = BloomConfig(vocab_size=259, hidden_size=32, n_layer=1, n_head=2, seq_length=16)
+    model = BloomForCausalLM(config)
+
+    assert context_length(model) == 16
+    assert evaluate_texts(model, byte_tokenizer, TEXTS).num_tokens > 0
+
+
+def test_a_model_that_does_not_say_its_context_is_refused(byte_tokenizer):
+    model = BloomForCausalLM(BloomConfig(vocab_size=259, hidden_size=32, n_layer=1, n_head=2))
+
+    with pytest.raises(ConfigError, match=r"max_position_embeddings is unset.*of this bloom model"):
+        evaluate_texts(model, byte_tokenizer, TEXTS)
 
 
 def test_no_documents_are_refused(tiny_llama, byte_tokenizer):

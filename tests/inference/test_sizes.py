@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from transformers import GPT2Config, LlamaConfig
+from transformers import BloomConfig, GPT2Config, LlamaConfig, MambaConfig, MptConfig
 
 from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
-from hf_tinyformer.errors import ArtifactError
+from hf_tinyformer.errors import ArtifactError, ConfigError
 from hf_tinyformer.inference.sizes import format_bytes, measure_sizes, read_model_config
 
 
@@ -53,6 +53,26 @@ def test_gpt2_has_its_published_number_of_parameters_and_a_tied_head():
     assert ("head (tied to the token embeddings)", "0") in sizes.rows()
 
 
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        (MptConfig(d_model=32, n_heads=2, n_layers=1, max_seq_len=48), 48),
+        (BloomConfig(hidden_size=32, n_head=2, n_layer=1, seq_length=24), 24),
+    ],
+)
+def test_the_context_may_have_another_name(config, context):
+    assert measure_sizes(config).context == context
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [(BloomConfig(), "max_position_embeddings"), (MambaConfig(), "num_attention_heads")],
+)
+def test_a_size_that_is_not_there_is_named(config, key):
+    with pytest.raises(ConfigError, match=f"{key} is unset in the config.json of this"):
+        measure_sizes(config)
+
+
 def test_a_model_larger_than_any_memory_is_measured_all_the_same():
     config = LlamaConfig(hidden_size=2**16, intermediate_size=2**18, num_hidden_layers=8)
 
@@ -76,6 +96,22 @@ def test_bytes_are_written_with_a_fitting_unit(count, text):
 def test_a_folder_without_a_configuration_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="has no configuration to read"):
         read_model_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"head_dim": 7}, "head_dim is 7, but rotary positions turn pairs"),
+        ({"hidden_size": "64"}, "Field 'hidden_size' expected int, got str"),
+    ],
+)
+def test_a_wrong_value_in_the_configuration_is_named(tmp_path, settings, reason):
+    config = TinyFormerConfig().to_dict() | settings
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(ArtifactError, match=f"has no configuration to read: {reason}") as info:
+        read_model_config(str(tmp_path))
+    assert "\n" not in str(info.value)
 
 
 def test_the_configuration_of_a_folder_is_read_without_its_weights(tmp_path):

@@ -267,6 +267,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.lfs[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
             else:
                 raise Answer(400, {"error": line["key"]})
         oid = repo.commit(branch, files, header["summary"])

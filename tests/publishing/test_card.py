@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
@@ -20,7 +21,14 @@ from . import card_specification
 from .card_specification import validate_card
 from .conftest import make_facts
 
-SAMPLE = {"text": "def main():", "tokens": 100, "seed": 0, "temperature": 0.8, "top_k": 50}
+SAMPLE = {
+    "start": "def ",
+    "text": "def main():",
+    "tokens": 100,
+    "seed": 0,
+    "temperature": 0.8,
+    "top_k": 50,
+}
 
 
 def render(facts=None, sample=SAMPLE, has_curve=True, **settings):
@@ -175,7 +183,8 @@ def test_a_licence_that_was_not_stated_is_said_to_be_missing():
 
 
 def test_python_in_the_card_is_python():
-    text = render(make_facts(sample_prompt='say "hi"\n'))
+    prompt = 'say "hi"\n'
+    text = render(make_facts(sample_prompt=prompt), sample={**SAMPLE, "start": prompt})
 
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 2
@@ -195,4 +204,11 @@ def test_a_template_that_is_nowhere_is_an_error(tmp_path, monkeypatch):
 
 
 def test_hardware_is_described_by_class():
-    assert re.fullmatch(r"CPU, (1 thread|\d+ threads)", describe_hardware("cpu"))
+    assert re.fullmatch(r"CPU, (1 thread|\d+ threads)", describe_hardware("cpu", 1))
+
+
+def test_only_the_gpus_that_trained_are_counted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+
+    assert describe_hardware("cuda", 2) == "2 x NVIDIA H200"

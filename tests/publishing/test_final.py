@@ -18,12 +18,14 @@ from transformers import (
 
 import hf_tinyformer
 from hf_tinyformer.artifacts import read_manifest
+from hf_tinyformer.data.tokenization.tokenizer import train_tokenizer
+from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
 from hf_tinyformer.errors import ArtifactError
 from hf_tinyformer.publishing import final
 from hf_tinyformer.publishing.final import list_code_files, model_room, verify_final, write_final
 from hf_tinyformer.publishing.privacy import find_private
 
-from .conftest import make_facts, make_model
+from .conftest import TEXT, make_facts, make_model
 
 IDS = torch.arange(30)[None]
 
@@ -209,6 +211,26 @@ def test_a_failure_leaves_the_older_folder_as_it_was(model, tokenizer, tmp_path,
 
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
     assert (folder / "old").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "add_bos", "start"), [("", False, "</s>"), ("", True, ""), ("def ", False, "def ")]
+)
+def test_the_card_s_code_begins_with_a_token(tmp_path, prompt, add_bos, start):
+    config = TokenizerConfig(vocab_size=300, add_bos_token=add_bos)
+    tokenizer = train_tokenizer(config, [TEXT] * 8, sequence_length=32)
+    model = make_model(tokenizer)
+    facts = make_facts(sample_prompt=prompt)
+
+    write_final(tmp_path / "final", model=model, tokenizer=tokenizer, card_facts=facts)
+
+    card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
+    assert f'tokenizer("{start}", return_tensors="pt")' in card
+    assert f'generate("{start}")' in card
+    assert ("It was given nothing." in card) == (not prompt)
+    inputs = tokenizer(start, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] > 0
+    model.generate(**inputs, max_new_tokens=1)
 
 
 def test_the_card_has_no_curve_where_there_is_no_picture(model, tokenizer, tmp_path):

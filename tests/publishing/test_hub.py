@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from hf_tinyformer.artifacts import read_manifest
-from hf_tinyformer.errors import HubError
+from hf_tinyformer.errors import ArtifactError, HubError
 from hf_tinyformer.publishing import hub, privacy
 from hf_tinyformer.publishing.hub import collect_files, pull_folder, push_folder
 
@@ -70,6 +70,16 @@ def folder(final_dir, tmp_path):
     return shutil.copytree(final_dir, tmp_path / "final")
 
 
+def names(folder):
+    return {path.name for path in folder.iterdir()} - {"manifest.json"}
+
+
+def shard(folder, model):
+    (folder / "model.safetensors").unlink()
+    (folder / "manifest.json").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+
+
 def push(server, folder, repo_id="me/tiny", **settings):
     return push_folder(folder, repo_id, endpoint=server.endpoint, **settings)
 
@@ -114,7 +124,8 @@ def test_the_card_s_code_names_the_model_by_its_id(server, folder):
 def test_nothing_is_sent_before_it_is_confirmed(server, folder):
     assert push(server, folder, confirm=lambda files: False) is None
 
-    assert server.requests == []
+    assert [request.method for request in server.requests] == ["GET"]
+    assert server.repos == {}
 
 
 def test_nothing_that_is_sent_tells_of_this_machine(server, folder, monkeypatch):
@@ -156,6 +167,7 @@ def test_a_failure_at_any_request_leaves_the_old_model_or_the_new_one(server, fo
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "manifest.json").unlink()
     card = old["README.md"] + b"changed\n"
     (folder / "README.md").write_bytes(card)
     messages = []
@@ -177,7 +189,7 @@ def test_a_failure_at_any_request_leaves_the_old_model_or_the_new_one(server, fo
         failures += 1
     assert set(messages) == {messages[0]}
     assert "the Hub answered 500 for me/tiny" in messages[0]
-    assert failures >= 8  # create, info, check, upload and commit, and the look afterwards
+    assert failures >= 7  # info, check, upload and commit, and the look afterwards
     assert server.files("me/tiny") == new
     server.fail_from = None
     push(server, folder)
@@ -212,10 +224,6 @@ def test_a_connection_cut_at_any_request_is_mended_by_the_same_command(server, f
         assert sent_before.isdisjoint(uploads)
     assert cuts >= 8
     assert complaints == {"the Hub cannot be reached for me/tiny"}
-
-
-def names(folder):
-    return {path.name for path in folder.iterdir()} - {"manifest.json"}
 
 
 def test_a_lost_answer_is_mended_by_the_same_command(server, folder):
@@ -255,6 +263,59 @@ def test_a_private_push_to_a_public_model_is_refused(server, folder):
 
     with pytest.raises(HubError, match="me/tiny is there already and public"):
         push(server, folder)
+
+
+def test_a_public_push_to_a_private_model_is_refused_before_anybody_is_asked(server, folder):
+    push(server, folder)
+    before = dict(server.repos["me/tiny"].branches)
+
+    with pytest.raises(HubError, match=r"me/tiny is there already and private.*or push without"):
+        push(server, folder, private=False, confirm=lambda files: pytest.fail("asked"))
+
+    assert server.repos["me/tiny"].private
+    assert server.repos["me/tiny"].branches == before
+
+
+def test_what_an_older_model_left_is_shown_and_deleted_in_the_same_commit(server, folder):
+    push(server, folder)
+    left = {
+        *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+        *("model.safetensors.index.json", "chat_template.jinja", "special_tokens_map.json"),
+    }
+    own = {"LICENSE": b"mine", "handler.py": b"mine", "notes.md": b"mine", "sub/config.json": b"{}"}
+    repo = server.repos["me/tiny"]
+    whole = server.files("me/tiny")
+    repo.commit("main", {**whole, **dict.fromkeys(left, b"old"), **own}, "theirs")
+    shown = []
+
+    push(server, folder, confirm=lambda files: shown.extend(files) or True)
+
+    assert server.files("me/tiny") == {**whole, **own}
+    assert len(repo.messages) == 4
+    deleted = {name for name, _ in shown if "deleted" in name}
+    assert deleted == {f"deleted on the Hub: {name}" for name in left}
+
+
+def test_whole_weights_give_way_to_shards(server, folder, model):
+    push(server, folder)
+    shard(folder, model)
+
+    push(server, folder)
+
+    assert sent_names(server) == names(folder)
+    assert "model.safetensors" not in names(folder)
+
+
+def test_a_new_branch_is_without_what_the_main_one_left(server, folder):
+    push(server, folder)
+    repo = server.repos["me/tiny"]
+    main = {**server.files("me/tiny"), "chat_template.jinja": b"old"}
+    repo.commit("main", main, "theirs")
+
+    push(server, folder, revision="v2")
+
+    assert "chat_template.jinja" not in sent_names(server, branch="v2")
+    assert server.files("me/tiny") == main
 
 
 @pytest.mark.parametrize(
@@ -365,7 +426,7 @@ def test_offline_mode_is_named(server, folder, monkeypatch):
         push(server, folder)
 
 
-@pytest.mark.parametrize("name", ["a b/c", "me/../x", "me/a/b"])
+@pytest.mark.parametrize("name", ["a b/c", "me/../x", "me/a/b", "tiny"])
 def test_an_id_of_another_form_is_refused(server, folder, name):
     with pytest.raises(HubError, match=r"an id is USER/NAME|answered 4"):
         push(server, folder, name)
@@ -412,6 +473,15 @@ def test_the_account_s_own_name_may_stand_in_the_card(folder, monkeypatch):
     assert "README.md" in collect_files(folder, namespace="anastasia")
 
 
+@pytest.mark.parametrize("name", ["weight", "size", "max"])
+def test_a_name_that_is_a_word_of_the_settings_stops_nothing(folder, monkeypatch, name):
+    monkeypatch.setattr(privacy.getpass, "getuser", lambda: name)
+    settings = json.dumps({"size": 1, "max": 2, "max_position_embeddings": 3})
+    (folder / "generation_config.json").write_text(settings)
+
+    assert "config.json" in collect_files(folder)
+
+
 def test_a_message_that_tells_too_much_stops_the_push(server, folder):
     with pytest.raises(HubError, match="message holds an absolute path"):
         push(server, folder, message="from /home/ana/x")
@@ -437,6 +507,55 @@ def test_a_link_is_not_followed(folder, tmp_path):
 def test_a_folder_that_is_no_model_is_not_sent(tmp_path):
     with pytest.raises(HubError, match=r"has no config\.json or no model\.safetensors"):
         collect_files(tmp_path)
+
+
+def test_weights_that_were_cut_are_not_sent(server, folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (folder / "manifest.json").unlink()
+
+    with pytest.raises(
+        ArtifactError, match=r"a model\.safetensors that is no whole.*was sent; wri"
+    ):
+        push(server, folder)
+
+    assert server.requests == []
+
+
+def test_shards_without_one_of_them_are_not_sent(folder, model):
+    shard(folder, model)
+    assert len(collect_files(folder)) == len(names(folder))
+    [first, *_] = sorted(folder.glob("model-00001-*"))
+    first.unlink()
+
+    with pytest.raises(ArtifactError, match=rf"index\.json that names '{first.name}', but no such"):
+        collect_files(folder)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"{", b"\xff", b'{"weight_map": {"a": []}}'])
+def test_an_index_that_is_none_is_not_sent(folder, content):
+    (folder / "model.safetensors.index.json").write_bytes(content)
+
+    with pytest.raises(
+        (ArtifactError, HubError), match=r"index\.json (that names no files|is not UTF-8)"
+    ):
+        collect_files(folder)
+
+
+def test_weights_that_the_manifest_does_not_vouch_for_are_not_sent(folder):
+    (folder / "README.md").write_text("# Mine\n")
+    collect_files(folder)
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+    with pytest.raises(
+        ArtifactError, match=r"model\.safetensors does not have the SHA-256 that man"
+    ):
+        collect_files(folder)
+    (folder / "manifest.json").unlink()
+    assert "model.safetensors" in collect_files(folder)
 
 
 def test_what_was_pushed_is_pulled_byte_for_byte(server, folder, tmp_path):
@@ -483,7 +602,7 @@ def test_a_pickle_under_a_safe_name_is_refused(server, tmp_path):
     sly = {"model.safetensors": pickle.dumps({"weight": 1}), "config.json": b"{}"}
     server.repos["me/sly"].commit("main", sly, "")
 
-    with pytest.raises(HubError, match=r"model\.safetensors that is no safetensors file"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors that is no whole safetensors"):
         pull_folder("me/sly", tmp_path / "sly", endpoint=server.endpoint)
     assert not (tmp_path / "sly").exists()
 
@@ -500,14 +619,21 @@ def test_files_beside_the_model_are_not_pulled(server, folder, tmp_path):
     assert names.isdisjoint({"sub", "x.json", "training_args.bin", "run.sh", ".cache"})
 
 
-def test_an_index_that_points_elsewhere_is_refused(server, folder, tmp_path):
+@pytest.mark.parametrize(
+    ("index", "complaint"),
+    [
+        (b'{"weight_map": {"a": "../../etc/passwd"}}', "names '../../etc/passwd'"),
+        (b"\xff", "names no files of weights"),
+    ],
+)
+def test_an_index_that_points_elsewhere_is_refused(server, folder, tmp_path, index, complaint):
     push(server, folder)
-    index = json.dumps({"weight_map": {"a": "../../etc/passwd"}}).encode()
     repo = server.repos["me/tiny"]
     repo.commit("main", {**server.files("me/tiny"), "model.safetensors.index.json": index}, "x")
 
-    with pytest.raises(HubError, match=r"names '../../etc/passwd'"):
+    with pytest.raises(ArtifactError, match=complaint):
         pull_folder("me/tiny", tmp_path / "pulled", endpoint=server.endpoint)
+    assert not (tmp_path / "pulled").exists()
 
 
 def test_a_model_that_is_not_there_is_one_line(server, tmp_path):

@@ -3,7 +3,13 @@ import pytest
 
 from hf_tinyformer.errors import ExportError
 from hf_tinyformer.publishing.extras import require_libraries
-from hf_tinyformer.publishing.parity import SAMPLE_TEXTS, Parity, allow_fraction, probe_rows
+from hf_tinyformer.publishing.parity import (
+    SAMPLE_TEXTS,
+    Parity,
+    allow_fraction,
+    generate_greedily,
+    probe_rows,
+)
 
 from .conftest import make_model
 
@@ -43,6 +49,24 @@ def test_texts_and_random_tokens_are_compared_within_the_context(tokenizer):
     assert {len(row) for row in rows[:2]} == {32}
     assert len(rows[-1]) == 32
     assert len(set(rows[-1])) > 20
+
+
+def test_greedy_text_is_the_models_own_whatever_its_settings_are(tokenizer):
+    model = make_model(tokenizer)
+    expected = generate_greedily(model, [3, 4], 12)
+    own = model.generation_config
+    own.repetition_penalty, own.suppress_tokens = 9.0, expected
+
+    assert generate_greedily(model, [3, 4], 12) == expected
+    assert model.generation_config is own
+
+
+def test_greedy_text_ends_at_the_models_end_token(tokenizer):
+    model = make_model(tokenizer)
+    text = generate_greedily(model, [3, 4], 12)
+    model.generation_config.eos_token_id = text[2]
+
+    assert generate_greedily(model, [3, 4], 12) == text[: text.index(text[2]) + 1]
 
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it():

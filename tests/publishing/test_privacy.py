@@ -65,6 +65,16 @@ def test_a_name_is_found_as_a_word_only():
     assert [f.what for f in find_private("by ana.", name="ana")] == ["your user name"]
 
 
+def test_a_name_within_other_words_is_neither_found_nor_removed(monkeypatch):
+    monkeypatch.setattr(privacy.getpass, "getuser", lambda: "max")
+    text = "max_steps: 5 # climax of T_max, maximum"
+
+    assert scrub(text) == text
+    assert list(find_private(text, name="max")) == []
+    assert scrub("by max, max가 씀") == "by [removed], [removed]가 씀"
+    assert len(list(find_private("by max, max가 씀", name="max"))) == 2
+
+
 @pytest.mark.parametrize(
     ("account", "expected"), [("anastasia", "anastasia"), ("root", None), ("Ubuntu", None)]
 )
@@ -72,6 +82,16 @@ def test_accounts_of_machines_are_no_names(monkeypatch, account, expected):
     monkeypatch.setattr(privacy.getpass, "getuser", lambda: account)
 
     assert user_name() == expected
+
+
+def test_an_account_without_a_home_folder_can_write_a_card(monkeypatch):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(privacy.Path, "home", fail)
+
+    assert scrub("in /data/mine/x.txt") == "in path/to/x.txt"
+    assert [finding.what for finding in find_private("/home/ana")] == ["an absolute path"]
 
 
 def test_an_account_without_an_entry_has_no_name(monkeypatch):
