@@ -115,7 +115,7 @@ TIMES = ("seconds", "tokens_per_second")
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Read a run's metrics, without those that measure time."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     return [{k: v for k, v in json.loads(x).items() if k not in TIMES} for x in lines]
 
 

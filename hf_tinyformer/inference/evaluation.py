@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
 from hf_tinyformer.errors import DataError
@@ -83,8 +84,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Switch dropout and gradients off, and put the model's own mode back afterwards."""
     was_training = model.training
     model.eval()
+    # FSDP2 gathers weights into memory that training writes to again, which it may not if they are
+    # tensors of inference mode.
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     try:
-        with torch.inference_mode():
+        with torch.no_grad() if is_sharded else torch.inference_mode():
             yield
     finally:
         model.train(was_training)

@@ -164,7 +164,8 @@ def write_checkpoint(
             text = json.dumps({"state": asdict(state), "identity": identity}, indent=2)
             (folder / STATE_NAME).write_text(text + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        free = shutil.disk_usage(path.parent).free
+        # The folder above may be what could not be made.
+        free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free
         raise ArtifactError(
             f"{path} could not be written ({error}): it needs {size / 1e6:.1f} MB, and "
             f"{free / 1e6:.1f} MB are free. The checkpoints before it are whole. Make room and "
@@ -196,6 +197,10 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_FOLLOWS_FROM_SETTINGS = ("data.tokens", "tokenizer.fingerprint")
+"""Keys of an identity that no user sets."""
+
+
 def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another run.
 
@@ -213,10 +218,13 @@ def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, A
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, "not set"), now.get(key, "not set")
         if old != new:
+            back = f"Set {key} back to {old}"
+            if key in _FOLLOWS_FROM_SETTINGS:
+                back = "Give it the text and the settings under data: and tokenizer: that it had"
             raise ArtifactError(
                 f"{key} is {new}, but {path} was written with {old}, and going on would mix two "
-                f"runs. Set {key} back to {old}, choose another name for the new run, or begin "
-                "again with train.resume=never (older checkpoints are moved aside)."
+                f"runs. {back}, choose another name for the new run, or begin again with "
+                "train.resume=never (older checkpoints are moved aside)."
             )
 
 

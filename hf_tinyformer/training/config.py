@@ -176,3 +176,9 @@ class TrainConfig:
                     f"train.{name} is {value}, but it must be a number from {low:g} to {high:g}. "
                     "Change it."
                 )
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
+            if getattr(self, name) == 1:
+                raise ConfigError(
+                    f"train.{name} is {getattr(self, name)}, but it must be less than 1, or no "
+                    "gradient is ever remembered. Lower it."
+                )

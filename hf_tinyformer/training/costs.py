@@ -6,7 +6,7 @@ of a weight as it is computed with: 4, or 2 in bf16.
 
     memory, in bytes           DDP                      FSDP2
     weights                    4 P                      4 P / n
-    gradients                  4 P                      4 P / n, and w P while they accumulate
+    gradients                  4 P                      4 P / n, and 4 P while they accumulate
     optimizer state            8 P - 4 M                (8 P - 4 M) / n
     weights to compute with    2 P of matrices, bf16    w (T + 2 K)
     gradient of the head       w of each of its weights (with FSDP2 the logits are activations)
@@ -16,7 +16,7 @@ of a weight as it is computed with: 4, or 2 in bf16.
     traffic, sent by each      DDP                      FSDP2, with s = (n - 1) / n
     all-reduce gradients       2 (n - 1) / n 4 P
     all-gather weights                                  s w (2 P - T) for each micro-batch
-    reduce-scatter gradients                            s w P
+    reduce-scatter gradients                            s 4 P
     all-gather for Muon                                 s 4 M
 
 For AdamW alone M and G are 0. A ring sends that much (Patarasuk and Yuan 2009, "Bandwidth optimal
@@ -237,7 +237,7 @@ def step_costs(
             all_gather=0,
             reduce_scatter=0,
         )
-    accumulated = weight * counts.parameters if num_micro_batches > 1 else 0
+    accumulated = FLOAT32 * counts.parameters if num_micro_batches > 1 else 0
     gathered = weight * counts.gathered_twice * num_micro_batches + FLOAT32 * counts.muon
     return StepCosts(
         weights=FLOAT32 * counts.parameters // processes,
@@ -248,7 +248,7 @@ def step_costs(
         muon_update=FLOAT32 * counts.muon_group // processes + group,
         all_reduce=0,
         all_gather=gathered * (processes - 1) // processes,
-        reduce_scatter=weight * counts.parameters * (processes - 1) // processes,
+        reduce_scatter=FLOAT32 * counts.parameters * (processes - 1) // processes,
     )
 
 

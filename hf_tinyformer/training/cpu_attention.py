@@ -36,7 +36,8 @@ def _attend_in_float32(
         attended, _ = sdpa_attention_forward(
             module, query.float(), key.float(), value.float(), attention_mask, **kwargs
         )
-    return attended, None
+    # Where no autocast follows (FSDP2), the output layer takes what its own weights are in.
+    return attended.to(query.dtype), None
 
 
 AttentionInterface.register(IN_FLOAT32, _attend_in_float32)

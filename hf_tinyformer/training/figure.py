@@ -23,7 +23,9 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     Returns:
         The steps' records and the evaluations' records, in order.
     """
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines(): a sample may hold a line end of Unicode, which JSON leaves as it is.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    records = [json.loads(line) for line in lines if line]
     steps = [record for record in records if "validation_loss" not in record]
     evaluations = [record for record in records if "validation_loss" in record]
     return steps, evaluations

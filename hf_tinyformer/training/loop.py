@@ -7,6 +7,7 @@ weights, the optimizers' state and `TrainingState`. A run that was killed and st
 same command therefore ends in the same weights, bit for bit.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -233,20 +234,24 @@ class _Run:
             batch_size=self.runner.micro_batch_size,
             accelerator=self.accelerator,
         )
-        improved = state.best_loss is None or evaluation.loss < state.best_loss
+        best, loss = state.best_loss, evaluation.loss
+        # What is not finite is no improvement, and whatever is finite improves on it.
+        improved = math.isfinite(loss) and not (best is not None and loss >= best)
         if improved:
-            state.best_step, state.best_loss = state.step, evaluation.loss
+            state.best_step, state.best_loss = state.step, loss
         state.evaluations_without_improvement = (
             0 if improved else state.evaluations_without_improvement + 1
         )
         state.evaluated_step = state.step
-        sample = continue_prompt(
-            self.bare_model,
-            self.tokenizer,
-            self.config,
-            seed=derive_seed(self.seed, "sample", state.step),
-            accelerator=self.accelerator,
-        )
+        sample = None
+        if math.isfinite(evaluation.loss):  # else there is nothing to draw from
+            sample = continue_prompt(
+                self.bare_model,
+                self.tokenizer,
+                self.config,
+                seed=derive_seed(self.seed, "sample", state.step),
+                accelerator=self.accelerator,
+            )
         if self.log is not None:
             metrics = {
                 "step": state.step,
@@ -334,7 +339,7 @@ def train(
     )
     checkpoints = Checkpoints(run_dir)
     with ExitStack() as stack:
-        resumed_from = find_start(config, checkpoints, processes, reporter)
+        resumed_from = find_start(config, checkpoints, identity, processes, reporter)
         run = _Run(
             model=model,
             tokenizer=tokenizer,
@@ -348,9 +353,14 @@ def train(
             checkpoints=checkpoints,
             resumed_from=resumed_from,
         )
-        if processes.is_main:
+
+        def open_log() -> int:
             run_dir.mkdir(parents=True, exist_ok=True)
             run.log = stack.enter_context(_open_log(run, run_dir))
+            return 0
+
+        processes.main_first(open_log, what="open the metrics and the tracker")
+        if processes.is_main:
             reporter.on_start(
                 total_steps=config.max_steps, start_step=run.state.step, facts=run.facts()
             )

@@ -14,11 +14,19 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
 
-LOGITS_AT_ONCE = 1 << 22
-"""Logits that exist at a time: 16 MiB in float32."""
+LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
+"""Logits that exist at a time, by the kind of device (others as a CPU): 16 MiB in float32, and 512
+MiB on a GPU, where every further part reads and writes the weights' whole gradient once more, and
+makes the compiler's work longer."""
 
 IGNORED = -100
 """Label of a place that predicts nothing."""
+
+
+def rows_at_once(vocab_size: int, device: torch.device) -> int:
+    """Say how many tokens are scored at a time, at least 1."""
+    most = LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cpu"])
+    return max(1, most // vocab_size)
 
 
 class _TokenLoss(torch.autograd.Function):
@@ -34,7 +42,7 @@ class _TokenLoss(torch.autograd.Function):
             weight: Of the output head, `(vocab_size, hidden_size)`, same dtype.
             labels: Shape `(rows,)`.
         """
-        rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
+        rows = rows_at_once(weight.shape[0], weight.device)
         total = hidden_states.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden_states)
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)

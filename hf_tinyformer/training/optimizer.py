@@ -75,15 +75,20 @@ def _adamw(matrices: Sequence[Tensor], vectors: Sequence[Tensor], config: TrainC
 
 
 def build_optimizers(
-    model: nn.Module, config: TrainConfig, *, compiled: bool = False
+    model: nn.Module,
+    config: TrainConfig,
+    *,
+    device: torch.device | None = None,
+    compiled: bool = False,
 ) -> list[Optimizer]:
     """Share the trainable parameters out among optimizers.
 
     Each group keeps its peak rate under the key `peak_learning_rate`, see `set_learning_rates`.
 
     Args:
-        model: The model, on its device. Tied parameters count once.
+        model: The model. Tied parameters count once.
         config: The run's settings.
+        device: Where steps are taken; `None` for where the parameters are. FSDP2 moves them later.
         compiled: Whether the run is. Muon then compiles too on CUDA, where what stands between its
             products counts; on a CPU they are all.
 
@@ -100,7 +105,7 @@ def build_optimizers(
     rest = [p for name, p in trainable.items() if name not in for_muon]
     optimizers: list[Optimizer] = []
     if muon_groups:
-        device = next(iter(muon_groups.values()))[0].device
+        device = device or next(iter(muon_groups.values()))[0].device
         is_fast = supports_bf16_matmul(device)
         precise = config.mixed_precision == "fp32" or not is_fast
         optimizers.append(

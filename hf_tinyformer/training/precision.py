@@ -11,9 +11,12 @@ from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from hf_tinyformer.errors import ConfigError
 from hf_tinyformer.training.config import TrainConfig
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @functools.cache
@@ -111,6 +114,11 @@ def build_accelerator(config: TrainConfig, *, cpu: bool = False) -> Accelerator:
     )
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         _shard_if_asked(accelerator)
+    if accelerator.is_fsdp2 and precision != "no":
+        # Accelerate's own policy also rounds the loss, and sums gradients in 8 or 11 bits.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=_DTYPES[precision], reduce_dtype=torch.float32
+        )
     return accelerator
 
 
@@ -122,10 +130,7 @@ def _shard_if_asked(accelerator: Accelerator) -> None:
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
         return
-    plugin = FullyShardedDataParallelPlugin()
-    if accelerator.mixed_precision != "no":
-        plugin.set_mixed_precision(accelerator.mixed_precision)
-    accelerator.state.fsdp_plugin = plugin
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     accelerator.state.distributed_type = DistributedType.FSDP
     # The state copies this one's value whenever it is looked up anew.
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP

@@ -90,28 +90,26 @@ def prepare_model(
         _enable_gradient_checkpointing(model)
     _choose_attention(model, accelerator, sequence_length)
     is_compiled = compiles(model, config, accelerator, sequence_length=sequence_length)
-    called: Any = model
-    # FSDP2 gathers a layer's weights when the layer is called, so there the head has to be.
-    if (
-        isinstance(model, TinyFormerForCausalLM)
-        and accelerator.distributed_type != DistributedType.FSDP
-    ):
-        called = LossModel(model)
     if is_compiled:
         # Nobody asked for it then: where the compiler fails, training goes on without, and says so.
         torch._dynamo.config.suppress_errors = config.compile is None
         usual = KEPT_ON_CPU if accelerator.device.type == "cpu" else 1.0
         budget = config.activation_memory_budget
         torch._functorch.config.activation_memory_budget = usual if budget is None else budget
-        called = torch.compile(called)
+    called: Any = model
     if accelerator.distributed_type == DistributedType.FSDP:
-        # FSDP2 swaps parameters for shards, in the optimizers too.
-        optimizers = build_optimizers(model, config)
-        called, *_ = accelerator.prepare(called, *optimizers)
-        return called, optimizers
+        # FSDP2 swaps parameters for shards, in the optimizers too. It gathers those of a layer when
+        # the layer is called: so the head has to be, and evaluations have to call what it wrapped.
+        optimizers = build_optimizers(model, config, device=accelerator.device)
+        called, *_ = accelerator.prepare(model, *optimizers)
+        return torch.compile(called) if is_compiled else called, optimizers
+    if isinstance(model, TinyFormerForCausalLM):
+        called = LossModel(model)
+    if is_compiled:
+        called = torch.compile(called)
     # Buffers (position tables) are the same everywhere: DDP need not send them each step.
     buffers = [name for name, _ in called.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(called, buffers)
     # The optimizers stay our own: their rates are set by step, not by a wrapper.
     called = accelerator.prepare(called)
-    return called, build_optimizers(model, config, compiled=is_compiled)
+    return called, build_optimizers(model, config, device=accelerator.device, compiled=is_compiled)

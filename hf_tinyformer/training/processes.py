@@ -1,15 +1,23 @@
 """What the processes of one run tell each other."""
 
+import itertools
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from torch import distributed
+from torch.distributed.distributed_c10d import _get_default_store
 
 from hf_tinyformer.errors import ConfigError, TrainingError
 
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+SECONDS_BETWEEN_LOOKS = 0.1
+"""How often a process looks whether the main one is done."""
+
+_waits = itertools.count()  # as many on each process, which all take the same way
 
 
 class Processes:
@@ -73,6 +81,18 @@ class Processes:
         sums: list[float] = self.add(values).tolist()
         return sums
 
+    def _wait_for_main(self) -> None:
+        """Wait until the main process has come here too, for hours if need be.
+
+        In an all-reduce, whose time limit finds training that hangs, the others would be killed
+        after half an hour (gloo) or ten minutes (NCCL), while the main one prepares a text.
+        """
+        store, key = _get_default_store(), f"main_first/{next(_waits)}"
+        if self.is_main:
+            store.set(key, "done")
+        while not store.check([key]):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
     def main_first(self, action: Callable[[], int], *, what: str) -> int:
         """Let the main process do something while the others wait, and share its answer.
 
@@ -93,6 +113,7 @@ class Processes:
             except Exception as raised:
                 error = raised
         if self.count > 1:
+            self._wait_for_main()
             failed, answer_sum = self.sum([float(error is not None), float(answer)])
             answer = int(answer_sum)
             if failed and error is None:

@@ -1,6 +1,8 @@
 """Where a start of a run begins: at its newest whole checkpoint, at a named one, or at step 0."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hf_tinyformer.artifacts import read_manifest
 from hf_tinyformer.training.checkpoint import KIND
@@ -20,13 +22,18 @@ def _check_best(path: Path, checkpoints: Checkpoints, reporter: Reporter) -> Non
 
 
 def find_start(
-    config: TrainConfig, checkpoints: Checkpoints, processes: Processes, reporter: Reporter
+    config: TrainConfig,
+    checkpoints: Checkpoints,
+    identity: Mapping[str, Any],
+    processes: Processes,
+    reporter: Reporter,
 ) -> Path | None:
     """Find the checkpoint to go on from, the same one on every process.
 
     Args:
         config: The run's settings; `resume` decides.
         checkpoints: Those of the run. Ones that stand in the way are moved aside.
+        identity: What makes the run this run.
         processes: All of which must call this.
         reporter: Told of what was damaged or moved.
 
@@ -34,13 +41,14 @@ def find_start(
         Its folder, or `None` to begin at step 0.
 
     Raises:
-        ArtifactError: If `config.resume` names a checkpoint that is missing or damaged.
+        ArtifactError: If `config.resume` names a checkpoint that is missing, damaged or of another
+            run.
     """
     named = config.resume not in ("auto", "never")
 
     def choose() -> int:
         if named:
-            step = checkpoints.begin_from(Path(config.resume), reporter.on_message)
+            step = checkpoints.begin_from(Path(config.resume), identity, reporter.on_message)
             _check_best(Path(config.resume), checkpoints, reporter)
             return step
         if config.resume == "never":

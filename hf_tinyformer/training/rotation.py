@@ -18,6 +18,7 @@ from hf_tinyformer.errors import ArtifactError
 from hf_tinyformer.training.checkpoint import (
     KIND,
     TrainingState,
+    read_state,
     verify_checkpoint,
     write_checkpoint,
 )
@@ -143,29 +144,37 @@ class Checkpoints:
         keep = set(steps[-keep_last:])
         # The best of every kept state: whichever of them a run goes on from, its best is there.
         for step in steps[-keep_last:]:
-            best_step = read_manifest(self.path(step), kind=KIND)["best_step"]
+            try:
+                best_step = read_manifest(self.path(step), kind=KIND)["best_step"]
+            except ArtifactError:
+                self._is_whole(step, logger.warning)  # sets it aside, and says so
+                continue
             keep.add(step if best_step is None else best_step)
         for step in steps:
             if step not in keep:
                 remove_folder(self.path(step))
 
-    def begin_from(self, path: Path, on_message: Callable[[str], None]) -> int:
+    def begin_from(
+        self, path: Path, identity: Mapping[str, Any], on_message: Callable[[str], None]
+    ) -> int:
         """Make this run go on from a checkpoint that the user named.
 
         What the run holds beyond that checkpoint belongs to another future, and is moved aside.
 
         Args:
-            path: The checkpoint, of this run or of another.
+            path: The checkpoint, from this run's folder or another's.
+            identity: What makes the run this run.
             on_message: Told what was moved.
 
         Returns:
             Its step.
 
         Raises:
-            ArtifactError: If it is missing or damaged. Nothing was moved then.
+            ArtifactError: If it is missing, damaged or of another run. Nothing was moved then.
         """
         clean_folder(self.folder)
         step = int(verify_checkpoint(path)["step"])
+        read_state(path, identity)
         is_ours = path.resolve().parent == self.folder.resolve()
         aside = self.move_aside(after_step=step if is_ours else None)
         if aside is not None:

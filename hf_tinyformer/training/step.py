@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from hf_tinyformer.errors import ConfigError
+from hf_tinyformer.errors import ConfigError, TrainingError
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.optimizer import set_learning_rates, set_momentum
 from hf_tinyformer.training.processes import Processes
@@ -183,9 +183,19 @@ class StepRunner:
 
         Returns:
             What came of it, known to all processes after one message among them.
+
+        Raises:
+            TrainingError: If a GPU's memory does not hold a micro-batch.
         """
         self.model.train()
-        loss = self._accumulate(step)
+        try:
+            loss = self._accumulate(step)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"train.micro_batch_size is {self.micro_batch_size}, but so many sequences at once "
+                f"do not fit into the memory of {self.accelerator.device}. Lower it, or set "
+                "train.gradient_checkpointing=true."
+            ) from error
         scaler = self.accelerator.scaler
         if scaler is not None:
             for optimizer in self.optimizers:

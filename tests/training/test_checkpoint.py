@@ -142,6 +142,16 @@ def test_a_full_disk_is_told_with_sizes_and_leaves_older_checkpoints(
     assert contents(tmp_path) == before
 
 
+def test_a_folder_that_cannot_be_made_is_told_with_the_reason(tmp_path: Path):
+    run_dir = tmp_path / "file"
+    run_dir.write_text("")
+
+    with pytest.raises(
+        ArtifactError, match=r"step-000001 could not be written \(.*Not a directory"
+    ):
+        save(run_dir, 1)
+
+
 def test_the_first_key_that_differs_is_named_with_both_values(tmp_path: Path):
     saved = {"seed": 1, "model": {"hidden_size": 4, "layers": [1, 2]}}
     check_identity(tmp_path, saved, {"model": {"layers": (1, 2), "hidden_size": 4}, "seed": 1})
@@ -150,6 +160,13 @@ def test_the_first_key_that_differs_is_named_with_both_values(tmp_path: Path):
         check_identity(tmp_path, saved, {"seed": 1, "model": {"hidden_size": 8, "layers": [1, 2]}})
     with pytest.raises(ArtifactError, match="seed is not set, but"):
         check_identity(tmp_path, saved, {"model": saved["model"]})
+
+
+def test_what_nobody_sets_is_not_asked_to_be_set_back(tmp_path: Path):
+    with pytest.raises(
+        ArtifactError, match=r"data\.tokens is b.*Give it the text and the settings"
+    ):
+        check_identity(tmp_path, {"data": {"tokens": "a"}}, {"data": {"tokens": "b"}})
 
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path):
@@ -253,6 +270,22 @@ def test_falling_back_finds_the_best_of_the_older_state_too(tmp_path: Path):
         save(tmp_path, step, keep_last=2, best_step=best_step)
     # Step 2 is kept, and it speaks of step 1 as the best.
     assert Checkpoints(tmp_path).steps() == [1, 2, 3]
+
+
+def test_an_older_checkpoint_that_is_damaged_is_set_aside_and_stops_no_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep_last=3)
+    checkpoints = Checkpoints(tmp_path)
+    (checkpoints.path(2) / "state.json").write_text("")
+
+    for step in (4, 5):
+        save(tmp_path, step, keep_last=3)
+
+    assert checkpoints.steps() == [3, 4, 5]
+    assert (checkpoints.folder / "step-000002.corrupt").is_dir()
+    assert [text.count("state.json has 0 bytes") for text in caplog.messages] == [1]
 
 
 def test_steps_are_compared_as_numbers(tmp_path: Path):

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_training import Room, read_metrics, read_tensors
 
 from hf_tinyformer.errors import ArtifactError, ConfigError, TrainingError
+from hf_tinyformer.inference.evaluation import Evaluation
 from hf_tinyformer.training import loop, precision
 from hf_tinyformer.training.interruption import Interruption
 from hf_tinyformer.training.metrics import NullReporter
@@ -52,6 +54,20 @@ def test_a_run_leaves_metrics_curve_and_checkpoints(room: Room, tmp_path: Path):
     )
     assert result.checkpoint.name == "step-000006"
     assert result.best_checkpoint.name == f"step-{result.best_step:06d}"
+
+
+def test_a_model_without_a_finite_loss_is_not_asked_for_a_sample(
+    room: Room, tmp_path: Path, no_figures: None, monkeypatch: pytest.MonkeyPatch
+):
+    nothing = Evaluation(
+        loss=math.nan, perplexity=math.nan, bits_per_byte=math.nan, num_tokens=1, num_bytes=1
+    )
+    monkeypatch.setattr(loop, "evaluate_split", lambda *_, **__: nothing)
+
+    room.train(tmp_path, sample_tokens=5)
+
+    evaluations = [x for x in read_metrics(tmp_path) if "validation_loss" in x]
+    assert [x["sample"] for x in evaluations] == [None, None]
 
 
 def test_the_loss_falls(room: Room, tmp_path: Path, no_figures: None):
@@ -251,6 +267,19 @@ def test_resume_from_another_run_goes_on_there(room: Room, tmp_path: Path, no_fi
     assert [x["step"] for x in read_metrics(tmp_path / "second") if "loss" in x] == [5, 6]
 
 
+def test_a_named_checkpoint_of_another_run_is_refused_before_anything_moves(
+    room: Room, tmp_path: Path, no_figures: None
+):
+    other = room.train(tmp_path / "other", identity={"seed": 2})
+    room.train(tmp_path / "mine")
+    before = sorted((tmp_path / "mine").rglob("*"))
+
+    with pytest.raises(ArtifactError, match=r"seed is 1, but .*step-000006 was written with 2"):
+        room.train(tmp_path / "mine", resume=str(other.checkpoint))
+
+    assert sorted((tmp_path / "mine").rglob("*")) == before
+
+
 def test_a_named_checkpoint_that_is_damaged_is_an_error(
     room: Room, tmp_path: Path, no_figures: None
 ):
@@ -301,6 +330,42 @@ def test_another_optimizer_is_refused(room: Room, tmp_path: Path, no_figures: No
 
     with pytest.raises(ArtifactError, match=r"holds momentum_buffer.*AdamW needs.*optimizer"):
         room.train(tmp_path, optimizer="adamw")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_evaluation_that_is_not_finite_is_never_the_best(
+    room: Room, tmp_path: Path, no_figures: None, monkeypatch: pytest.MonkeyPatch, bad: float
+):
+    evaluate = loop.evaluate_split
+    losses = iter([bad, 3.0, bad, 2.5])
+
+    def evaluate_to(*arguments, **settings):
+        return replace(evaluate(*arguments, **settings), loss=next(losses))
+
+    monkeypatch.setattr(loop, "evaluate_split", evaluate_to)
+
+    result = room.train(tmp_path, max_steps=8, evaluate_every=2, early_stopping_patience=2)
+
+    assert (result.status, result.best_step, result.best_loss) == ("finished", 8, 2.5)
+
+
+def test_a_best_loss_that_an_older_start_left_as_nan_is_beaten(
+    room: Room, tmp_path: Path, no_figures: None, monkeypatch: pytest.MonkeyPatch
+):
+    read_state = loop.read_state
+
+    def read_nan(*arguments):
+        return replace(read_state(*arguments), best_step=1, best_loss=math.nan)
+
+    settings = {"evaluate_every": 3, "save_every_steps": 1, "keep_last": 9}
+    room.train(tmp_path, **settings)
+    for step in range(3, 7):
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:06d}")
+    monkeypatch.setattr(loop, "read_state", read_nan)
+
+    result = room.train(tmp_path, **settings)
+
+    assert result.best_step in (3, 6)
 
 
 def test_early_stop_ends_the_run_and_stays_stopped(room: Room, tmp_path: Path, no_figures: None):

@@ -3,7 +3,7 @@ import torch
 
 from hf_tinyformer import TinyFormerConfig, TinyFormerForCausalLM
 from hf_tinyformer.training import loss as loss_module
-from hf_tinyformer.training.loss import LossModel
+from hf_tinyformer.training.loss import LossModel, rows_at_once
 
 
 def build(**settings) -> TinyFormerForCausalLM:
@@ -38,7 +38,7 @@ def loss_and_gradients(called, model, inputs, *, bf16=False, scale=1.0):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("rows_at_once", [1, 7, 1000])
 def test_loss_and_gradients_are_those_of_the_model(monkeypatch, tied, rows_at_once):
-    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", 97 * rows_at_once)
+    monkeypatch.setitem(loss_module.LOGITS_AT_ONCE, "cpu", 97 * rows_at_once)
     model, inputs = build(tie_word_embeddings=tied), batch()
     expected, wanted = loss_and_gradients(model, model, inputs, scale=3.0)
 
@@ -77,8 +77,16 @@ def test_a_batch_that_predicts_nothing_has_no_loss():
     assert all((gradient == 0).all() for gradient in gradients.values())
 
 
+@pytest.mark.parametrize(("device", "parts"), [("cpu", 395), ("cuda", 13), ("meta", 395)])
+def test_a_gpu_takes_the_logits_in_few_parts(device, parts):
+    # GPT-2's vocabulary, and 32 rows of 1,024 tokens: 4 Mi logits are 83 tokens, 128 Mi are 2,668.
+    rows = rows_at_once(50_257, torch.device(device))
+
+    assert -(-32 * 1024 // rows) == parts
+
+
 def test_no_tensor_of_all_logits_exists(monkeypatch):
-    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", 97 * 4)
+    monkeypatch.setitem(loss_module.LOGITS_AT_ONCE, "cpu", 97 * 4)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -70,6 +70,19 @@ def test_resuming_keeps_the_kept_bytes_as_they_are(tmp_path: Path):
     assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == kept
 
 
+def test_a_sample_with_line_ends_of_unicode_stays_one_record(tmp_path: Path):
+    sample = "a\x85b\u2028c\u2029d\r\ne"
+    with open_log(tmp_path, 0, 0) as log:
+        log.write({"step": 1, "validation_loss": 2.0, "sample": sample})
+    with open_log(tmp_path, 1, 1) as log:
+        log.write({"step": 2, "loss": 1.5})
+
+    steps, evaluations = read_metrics(tmp_path / "metrics.jsonl")
+
+    assert steps == [{"step": 2, "loss": 1.5}]
+    assert [x["sample"] for x in evaluations] == [sample]
+
+
 def test_smoothing_worked_by_hand():
     # The second value looks back over 1 + 1/10 steps: 4 + (0.7 - 4) / 1.1.
     np.testing.assert_allclose(smooth(np.array([4.0, 0.7]), span=2), [4.0, 1.0])

@@ -86,6 +86,18 @@ def test_muon_computes_in_bfloat16_where_it_is_fast_and_not_refused(
     assert seen == [expected]
 
 
+def test_muon_computes_as_the_device_that_it_will_work_on_does(monkeypatch):
+    # FSDP2 shards a model on its way to the GPU, after the optimizers were built.
+    monkeypatch.setattr(optimizer_module, "supports_bf16_matmul", lambda device: device.index == 7)
+
+    here, there = (
+        build_optimizers(Tiny(), TrainConfig(), device=device)[0]
+        for device in (None, torch.device("cuda", 7))
+    )
+
+    assert (here._dtype, there._dtype) == (torch.float32, torch.bfloat16)
+
+
 def test_adamw_alone_takes_everything():
     (optimizer,) = build_optimizers(Tiny(), TrainConfig(optimizer="adamw"))
 

@@ -125,6 +125,15 @@ def test_gradients_in_bf16_are_as_good_as_those_of_torchs_own_attention(
     assert usual_error < 0.05 * exact.norm()
 
 
+def test_attention_in_float32_gives_what_weights_in_bf16_take():
+    model = build().to(torch.bfloat16)  # as FSDP2 gathers them, without autocast
+    model.set_attn_implementation(IN_FLOAT32)
+
+    logits = model(input_ids=torch.zeros((1, 8), dtype=torch.long)).logits
+
+    assert logits.dtype == torch.bfloat16
+
+
 def test_nothing_of_it_is_saved(tmp_path):
     model = build()
     prepare_model(model, TrainConfig(), an_accelerator(), sequence_length=64)

@@ -121,40 +121,152 @@ def test_a_sharded_run_goes_on_in_one_process_and_the_other_way_round(
         assert read_losses(folder / "runs" / name) == pytest.approx(losses_of_one, rel=CLOSE)
 
 
-def test_each_process_holds_half_of_a_sharded_model(tmp_path: Path) -> None:
-    script = tmp_path / "shards.py"
-    script.write_text(
-        """
-import os
+SHARDED = """
 os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-from hf_tinyformer.model.configuration_tinyformer import TinyFormerConfig
-from hf_tinyformer.model.modeling_tinyformer import TinyFormerForCausalLM
-from hf_tinyformer.training.config import TrainConfig
-from hf_tinyformer.training.precision import build_accelerator
-from hf_tinyformer.training.preparation import prepare_model
-from hf_tinyformer.training.processes import leave_together
-config = TrainConfig(mixed_precision="fp32")
+config = TrainConfig(mixed_precision=PRECISION, compile=COMPILE)
 accelerator = build_accelerator(config, cpu=True)
 model = TinyFormerForCausalLM(TinyFormerConfig(
     vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-    max_position_embeddings=16))
+    max_position_embeddings=16, position_embedding_type=POSITIONS))
 whole = sum(p.numel() for p in model.parameters())
-prepare_model(model, config, accelerator, sequence_length=16)
-mine = sum(p.to_local().numel() for p in model.parameters())
+called, optimizers = prepare_model(model, config, accelerator, sequence_length=16)
+ids = torch.arange(16)[None]
+batch = {"input_ids": ids, "use_cache": False}
+labels = {"shift_labels": ids, "num_items_in_batch": torch.tensor(16)}
+"""
+
+
+def sharded(*, precision: str = "fp32", compiled: bool = False, positions: str = "rope") -> str:
+    settings = f"PRECISION, COMPILE, POSITIONS = {precision!r}, {compiled}, {positions!r}"
+    return settings + SHARDED
+
+
+def run_in_two(body: str, tmp_path: Path) -> list[str]:
+    """Run a script in two processes that part at its end, and return the lines that they tell."""
+    script = tmp_path / "body.py"
+    script.write_text(
+        f"""
+import os, time
+from datetime import timedelta
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from tiny_training import TinyFormerConfig, TinyFormerForCausalLM, TrainConfig
+from tiny_training import build_accelerator, build_room
+from hf_tinyformer.errors import TinyFormerError
+from hf_tinyformer.training import loop, trackers
+from hf_tinyformer.training.preparation import prepare_model
+from hf_tinyformer.training.processes import Processes, leave_together
+folder = Path({str(tmp_path)!r})
 # In one write, so that the two processes' lines stay apart.
-os.write(1, f"held {mine} of {whole}\\n".encode())
+tell = lambda text: os.write(1, f"told {{text}}\\n".encode())
+{body}
 leave_together()
 """,
         encoding="utf-8",
     )
-    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True, check=False)
-
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(
+        [*TORCHRUN, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
-    held = [tuple(map(int, pair)) for pair in re.findall(r"held (\d+) of (\d+)", done.stdout)]
+    return re.findall(r"told (.*)", done.stdout)
+
+
+def test_each_process_holds_half_of_a_sharded_model(tmp_path: Path) -> None:
+    body = """
+mine = sum(p.to_local().numel() for p in model.parameters())
+tell(f"{mine} of {whole}")
+"""
+    lines = run_in_two(sharded() + body, tmp_path)
+
+    held = [tuple(map(int, line.split(" of "))) for line in lines]
     assert len(held) == 2
     # Rows of a matrix are dealt out whole, and 64, 48, 32 and 16 are even.
     assert [2 * mine for mine, _ in held] == [whole for _, whole in held]
+
+
+def test_a_sharded_model_in_bf16_adds_up_its_gradients_in_float32(tmp_path: Path) -> None:
+    body = """
+batch["input_ids"] = ids + 13 * accelerator.process_index
+with accelerator.no_sync(called):
+    accelerator.backward(called(**batch, **labels).loss)
+batch["input_ids"] += 7
+loss = called(**batch, **labels).loss
+accelerator.backward(loss)
+gradients = [p.grad.full_tensor() for p in model.parameters()]
+finer = [bool((g != g.bfloat16()).any()) for g in gradients]
+tell(f"{loss.dtype} {all(finer)}")
+"""
+    lines = run_in_two(sharded(precision="bf16") + body, tmp_path)
+
+    assert lines == ["torch.float32 True"] * 2
+
+
+def test_a_sharded_model_is_evaluated_between_compiled_steps(tmp_path: Path) -> None:
+    body = """
+accelerator.backward(called(**batch, **labels).loss)
+for optimizer in optimizers:
+    optimizer.step()
+with torch.no_grad():
+    tell(model(**batch).logits.isfinite().all())
+"""
+    # Generating code takes a minute, and is nothing of ours.
+    eager = "import functools\ntorch.compile = functools.partial(torch.compile, backend='eager')\n"
+    setting = sharded(compiled=True, positions="learned")
+
+    assert run_in_two(eager + setting + body, tmp_path) == ["True", "True"]
+
+
+def test_a_sharded_run_that_stopped_before_an_evaluation_goes_on_with_it(tmp_path: Path) -> None:
+    body = """
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+room = build_room(folder / os.environ["RANK"])
+settings = {"max_steps": 2, "warmup_steps": 0, "evaluate_every": 1, "sample_tokens": 3}
+usual = loop.Interruption
+loop.Interruption = type(
+    "Impatient", (usual,), {"requested": property(lambda self: True, lambda self, value: None)}
+)
+tell(room.train(folder / "run", **settings).status)
+loop.Interruption = usual
+tell(room.train(folder / "run", **settings).status)
+"""
+    lines = run_in_two(body, tmp_path)
+
+    assert sorted(lines) == ["finished"] * 2 + ["interrupted"] * 2
+
+
+def test_the_others_wait_longer_for_the_main_process_than_for_a_message(tmp_path: Path) -> None:
+    body = """
+PartialState(cpu=True, timeout=timedelta(seconds=2))
+processes = Processes(build_accelerator(TrainConfig(mixed_precision="fp32"), cpu=True))
+tell(processes.main_first(lambda: time.sleep(5) or 7, what="sleep"))
+"""
+    assert run_in_two(body, tmp_path) == ["7", "7"]
+
+
+def test_a_tracker_that_is_not_there_stops_every_process(tmp_path: Path) -> None:
+    body = """
+def refuse(name):
+    raise ImportError(f"No module named {name!r}")
+trackers.import_module = refuse
+room = build_room(folder / os.environ["RANK"])
+try:
+    room.train(folder / "run", tracker="wandb")
+except TinyFormerError as error:
+    tell(f"{type(error).__name__}: {error}")
+"""
+    config_error, training_error = sorted(run_in_two(body, tmp_path))
+
+    assert config_error.startswith("ConfigError: train.tracker is wandb")
+    assert training_error.startswith("TrainingError: process 0 could not open the metrics and the")
 
 
 def test_torchrun_trains_in_two_processes_and_they_part(

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_tinyformer.errors import ConfigError
+from hf_tinyformer.errors import ConfigError, TrainingError
 from hf_tinyformer.training.config import TrainConfig
 from hf_tinyformer.training.step import fit_micro_batch, split_batch, uses_dropout
 
@@ -80,6 +80,17 @@ def test_without_dropout_the_global_generator_is_left_alone(room, tmp_path, no_f
     room.train(tmp_path, model=model, max_steps=3, sample_tokens=3)
 
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_micro_batch_that_memory_does_not_hold_is_named(room, tmp_path, no_figures, monkeypatch):
+    def run_out(*arguments, **inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model = room.model()
+    monkeypatch.setattr(model.model, "forward", run_out)
+
+    with pytest.raises(TrainingError, match=r"micro_batch_size is 4, .* the memory of cpu\. Lower"):
+        room.train(tmp_path, model=model, micro_batch_size=4)
 
 
 def test_training_leaves_no_gradients_behind(room, tmp_path, no_figures):
