@@ -226,7 +226,7 @@ class _FixedEncoder:
     def correct(self, ids: Any, lengths: Any, _texts: list[str], _strange: list[int]) -> Any:
         return ids, lengths
 
-    def count_unknown(self, _ids: np.ndarray) -> int:
+    def count_unknown(self, _ids: np.ndarray, _num_documents: int) -> int:
         return 0
 
 

@@ -1,6 +1,7 @@
 """The command line: `tinyformer STAGE ...`. With train.py, the only place that prints or exits."""
 
 import gc
+import io
 import json
 import logging
 import os
@@ -47,6 +48,9 @@ def _is_main_process() -> bool:
 
 def _start_logging(stream: TextIO) -> None:
     level = logging.INFO if _is_main_process() else logging.ERROR
+    if isinstance(stream, io.TextIOWrapper):
+        # The name of a file need not be text.
+        stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("hf_tinyformer")

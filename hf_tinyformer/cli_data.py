@@ -49,10 +49,17 @@ def prepare(
     The same command goes on where the last one stopped, whatever stopped it.
     """
     from hf_tinyformer.data.store.store_job import StoreJob, run_job
+    from hf_tinyformer.errors import ConfigError
     from hf_tinyformer.prepared import prepare_corpus, text_dir
     from hf_tinyformer.progress import parts_bar
     from hf_tinyformer.run_config import load_run_config
 
+    for name, value in (("--tasks", tasks), ("--option", " ".join(option or []))):
+        if value and executor is None:
+            raise ConfigError(
+                f"{name} is {value}, but it is an executor's, and --executor is not given. Add "
+                "--executor local, slurm or ray, or leave it out."
+            )
     run_config = load_run_config(config, overrides or ())
     folder = output or text_dir(run_config)
 
@@ -153,11 +160,12 @@ def audit(
     from hf_tinyformer.artifacts import write_text
     from hf_tinyformer.data.text.audit import audit_corpus
     from hf_tinyformer.data.text.drop_list import write_drop_list
-    from hf_tinyformer.prepared import pin_data, text_dir
+    from hf_tinyformer.prepared import check_named, pin_data, text_dir
     from hf_tinyformer.progress import counting_bar
     from hf_tinyformer.run_config import load_run_config
 
     run_config = load_run_config(config, overrides or ())
+    check_named(run_config, "to audit")
     run_config = pin_data(run_config, text_dir(run_config))
     # A new list is made of the whole corpus, not of what an older one left.
     data = replace(run_config.data, drop=None) if drop else run_config.data

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -29,14 +29,33 @@ def train(
     ] = None,
 ) -> None:
     """Train only the tokenizer of a run."""
-    from hf_tinyformer.prepared import pin_data, prepare_tokenizer
+    from contextlib import nullcontext
+
+    from hf_tinyformer.artifacts import check_replaceable, hold_folder
+    from hf_tinyformer.prepared import pin_data, prepare_tokenizer, text_dir
     from hf_tinyformer.run_config import load_run_config
 
     run_config = load_run_config(config, overrides or ())
-    run_config = pin_data(run_config, run_config.run_dir)
     folder = output or run_config.run_dir / "tokenizer"
-    tokenizer = prepare_tokenizer(run_config, folder)
+    if output is not None:
+        check_replaceable(output, kind="tokenizer")
+    with hold_folder(run_config.run_dir) if output is None else nullcontext():
+        run_config = pin_data(run_config, text_dir(run_config))
+        tokenizer = prepare_tokenizer(run_config, folder)
     say(f"{folder} holds a tokenizer of {len(tokenizer)} tokens.")
+
+
+def _load(source: str) -> Any:
+    from hf_tinyformer.errors import ArtifactError
+    from hf_tinyformer.inference.loading import load_tokenizer_of
+
+    tokenizer = load_tokenizer_of(source)
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ArtifactError(
+            f"{source} has a {type(tokenizer).__name__}, but only tokenizers with a tokenizer.json "
+            "can be shown and measured. Choose one that has it."
+        )
+    return tokenizer
 
 
 @tokenizer_app.command("show")
@@ -45,11 +64,12 @@ def show(
     text: Annotated[str, typer.Argument(help="Text to cut.")],
 ) -> None:
     """Show how a tokenizer cuts a text, and whether the pieces give the text back."""
+    from hf_tinyformer.data.text.documents import check_text
     from hf_tinyformer.data.tokenization.tokenizer import encode_documents
     from hf_tinyformer.data.tokenization.tokenizer_report import show_tokens
-    from hf_tinyformer.inference.loading import load_tokenizer_of
 
-    tokenizer = load_tokenizer_of(folder)
+    check_text(text, "The text to cut")
+    tokenizer = _load(folder)
     pieces = show_tokens(tokenizer, text)
     line = Text()
     for index, (_, piece) in enumerate(pieces):
@@ -59,7 +79,7 @@ def show(
     for token_id, piece in pieces:
         table.add_row(str(token_id), Text(repr(piece)))
     console.print(table)
-    num_bytes = len(text.encode("utf-8", "surrogatepass"))
+    num_bytes = len(text.encode())
     say(f"{len(pieces)} tokens, {num_bytes / max(1, len(pieces)):.2f} bytes a token")
     back = tokenizer.decode(encode_documents(tokenizer, [text])[0], skip_special_tokens=True)
     if back != text:
@@ -90,12 +110,9 @@ def report(
 ) -> None:
     """Measure tokenizers side by side on text that they were not trained on."""
     from hf_tinyformer.data.tokenization.tokenizer_report import report_tokenizer
-    from hf_tinyformer.inference.loading import load_tokenizer_of
 
     texts = _read_texts(text or [], text_field, config, max_megabytes)
-    reports = [
-        report_tokenizer(name, load_tokenizer_of(name), texts, num_shown=top) for name in tokenizers
-    ]
+    reports = [report_tokenizer(name, _load(name), texts, num_shown=top) for name in tokenizers]
     if as_json:
         print(json.dumps([each.to_json() for each in reports], indent=2, ensure_ascii=False))
         return
@@ -108,6 +125,7 @@ def _read_texts(
     from hf_tinyformer.data.text.corpus import iterate_documents
     from hf_tinyformer.data.text.files import read_files
     from hf_tinyformer.errors import ConfigError
+    from hf_tinyformer.prepared import check_named, pin_data, text_dir
     from hf_tinyformer.run_config import load_run_config
 
     if bool(patterns) == (config is not None):
@@ -116,7 +134,10 @@ def _read_texts(
             "a report reads the one or the other. Give --text 'held_out/*.txt'."
         )
     if config is not None:
-        documents = iterate_documents(load_run_config(config, []).data, "validation")
+        run_config = load_run_config(config, [])
+        check_named(run_config, "to read")
+        run_config = pin_data(run_config, text_dir(run_config))
+        documents = iterate_documents(run_config.data, "validation")
     else:
         documents = read_files("--text", patterns, text_field)
     texts: list[str] = []

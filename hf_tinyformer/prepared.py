@@ -13,7 +13,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from hf_tinyformer.artifacts import fingerprint, hold_folder, read_manifest, write_text
+from hf_tinyformer.artifacts import (
+    MANIFEST_NAME,
+    check_replaceable,
+    fingerprint,
+    hold_folder,
+    read_manifest,
+    write_text,
+)
 from hf_tinyformer.data.store.statistics import Group, add_tokens, describe_corpus, describe_store
 from hf_tinyformer.data.store.store_job import StoreJob, run_job
 from hf_tinyformer.data.store.tokens import STORE_LAYOUT, TokenStores, open_token_store
@@ -50,15 +57,47 @@ def text_dir(config: RunConfig) -> Path:
     return Path(config.data.prepared) if config.data.prepared else config.run_dir
 
 
+def _check_ours(folder: Path, kind: str) -> None:
+    """Refuse a place that is taken, unless by an older folder of the kind, whole or damaged."""
+    try:
+        found = json.loads((folder / MANIFEST_NAME).read_bytes()).get("kind")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    if found != kind:
+        check_replaceable(folder, kind=kind)
+
+
 def holds_inputs(folder: Path, *, kind: str, inputs: str) -> bool:
-    """Tell whether a stage's folder was made whole from just these inputs."""
+    """Tell whether a stage's folder was made whole from just these inputs.
+
+    Raises:
+        ArtifactError: If something is there that no stage of this kind has made.
+    """
     if not folder.exists():
         return False
+    _check_ours(folder, kind)
     try:
         return bool(read_manifest(folder, kind=kind).get("inputs") == inputs)
     except ArtifactError as error:
         logger.warning("%s It is made again.", error)
         return False
+
+
+def check_named(config: RunConfig, purpose: str) -> None:
+    """Refuse a configuration that names no corpus, which `data.prepared` alone allows.
+
+    Args:
+        config: The run.
+        purpose: What the corpus is needed for.
+
+    Raises:
+        ConfigError: If it names none.
+    """
+    if not config.data.is_named():
+        raise ConfigError(
+            "data.files, data.dataset, data.builtin and data.sources are not set, but one of them "
+            f"must name the corpus {purpose}. Set one, for example data.files=[my_texts/*.txt]."
+        )
 
 
 def pin_data(config: RunConfig, folder: Path) -> RunConfig:
@@ -98,7 +137,14 @@ def prepare_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerFas
 
     Returns:
         The tokenizer, as read back from `folder`.
+
+    Raises:
+        ArtifactError: If something else stands at `folder`.
+        ConfigError: If there is nothing to make it from.
+        DataError: If the corpus cannot be read.
     """
+    if config.tokenizer.path is None:
+        check_named(config, "to learn a tokenizer from")
     made_from = [describe_tokenizer(config.tokenizer), config.data.sequence_length]
     if config.tokenizer.path is None:
         made_from.append(describe_inputs(config.data))
@@ -203,15 +249,14 @@ def prepare_corpus(
         The store; `None` if `make` left the work to a queue.
 
     Raises:
-        ArtifactError: If another process is preparing in this folder.
+        ArtifactError: If another process is preparing in this folder, or something else stands
+            where the tokenizer or the tokens belong.
         ConfigError: If the settings name no corpus.
         DataError: If the corpus cannot be read.
     """
-    if not config.data.is_named():
-        raise ConfigError(
-            "data.files, data.dataset, data.builtin and data.sources are not set, but one of them "
-            "must name the corpus to prepare. Set one, for example data.files=[my_texts/*.txt]."
-        )
+    check_named(config, "to prepare")
+    for kind in ("tokenizer", "tokens"):
+        _check_ours(folder / kind, kind)
     with hold_folder(folder):
         config = pin_data(config, folder)
         return prepare_tokens(
@@ -313,13 +358,14 @@ def describe_source(
         tokens too if the run's store is there and was made of the same text.
 
     Raises:
-        ConfigError: If the file is no configuration.
+        ConfigError: If the file is no configuration, or names no corpus.
         ArtifactError: If the folder holds no token store, or a damaged one.
         DataError: If the text cannot be read.
     """
     if Path(source).is_dir():
         return _describe_folder(Path(source))
     config = load_run_config(Path(source), overrides)
+    check_named(config, "to count; for a store's own figures give its folder instead of the file")
     config = pin_data(config, text_dir(config))
     groups = describe_corpus(config.data, on_progress)
     store = text_dir(config) / "tokens"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from tiny_run import words_for
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, ByT5Tokenizer, GenerationConfig
 
+from hf_tinyformer.artifacts import hold_folder
 from hf_tinyformer.cli import main
 from hf_tinyformer.inference.generation import generate_text, join_texts
 from hf_tinyformer.inference.loading import load_checkpoint
@@ -62,6 +63,61 @@ def test_show_makes_jamo_readable_and_says_what_is_lost(
     assert not any("\u1100" <= letter <= "\u11ff" for letter in shown)
     assert "do not give the text back" not in shown
     assert "They do not give the text back, but: 나는" in lost
+
+
+def test_show_refuses_text_that_is_not_utf8(
+    tokenizers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What the shell's byte 0xe9 becomes.
+    assert command("tokenizer", "show", str(tokenizers / "jamo"), "caf\udce9") == 2
+    assert "has the lone surrogate U+DCE9 at character 3" in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_a_fast_form_is_refused_in_one_line(
+    tokenizers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    texts = ("--text", str(tokenizers / "texts" / "0*.txt"))
+
+    for words in (("show", str(tmp_path), "a"), ("report", str(tmp_path), *texts)):
+        assert command("tokenizer", *words) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"{tmp_path} has a ByT5Tokenizer, but only tokenizers with a tokenizer.json" in error
+
+
+def test_a_tokenizer_is_not_trained_in_the_folder_of_a_run_that_is_at_work(
+    tokenizers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = korean_words(tmp_path, "tokenizer.kind=bytes")
+    with hold_folder(tmp_path / "runs" / "tiny"):
+        assert command("tokenizer", "train", str(tokenizers / "korean.yaml"), *words) == 2
+        assert "is held by process" in " ".join(capsys.readouterr().err.split())
+
+    assert command("tokenizer", "train", str(tokenizers / "korean.yaml"), *words) == 0
+    assert (tmp_path / "runs" / "tiny" / "tokenizer" / "tokenizer.json").is_file()
+
+
+def test_data_sets_are_read_at_the_commits_beside_the_prepared_tokens(
+    tokenizers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    korean_words(tmp_path)
+    prepared = tmp_path / "prepared"
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"output_dir: {tmp_path}\ntokenizer: {{kind: bytes}}\n"
+        f"data: {{files: ['{tmp_path}/texts/*.txt'], prepared: {prepared}}}\n"
+    )
+    pinned = []
+    monkeypatch.setattr(
+        "hf_tinyformer.prepared.pin_data",
+        lambda run_config, folder: pinned.append(folder) or run_config,
+    )
+
+    assert command("tokenizer", "train", str(config)) == 0
+    assert command("tokenizer", "report", str(tokenizers / "jamo"), "--config", str(config)) == 0
+
+    assert pinned == [prepared, prepared]
 
 
 def test_report_sets_tokenizers_side_by_side(

@@ -11,7 +11,7 @@ from hf_tinyformer.cli import main
 from hf_tinyformer.data.store.tokens import open_token_store
 from hf_tinyformer.errors import ArtifactError, ConfigError
 from hf_tinyformer.pipeline import run_pipeline
-from hf_tinyformer.prepared import check_prepared
+from hf_tinyformer.prepared import check_prepared, holds_inputs
 from hf_tinyformer.run_config import RunConfig, load_run_config
 from hf_tinyformer.training.metrics import NullReporter
 
@@ -124,6 +124,78 @@ def test_preparing_again_does_nothing(made: Path) -> None:
     assert command("data", "prepare", str(made / "run.yaml"), *words_for(made), *output) == 0
 
     assert (made / "prepared" / "tokens" / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokens"])
+def test_what_is_not_ours_is_not_replaced(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "mine" / name).mkdir(parents=True)
+    (tmp_path / "mine" / name / "keep.txt").write_text("mine")
+    output = ["--output", str(tmp_path / "mine")]
+
+    assert command("data", "prepare", str(made / "run.yaml"), *words_for(made), *output) == 2
+
+    assert f"mine/{name} is there and not an older" in " ".join(capsys.readouterr().err.split())
+    kept = [path.name for path in (tmp_path / "mine").rglob("*") if path.is_file()]
+    assert kept == ["keep.txt"]
+
+
+def test_a_run_does_not_replace_what_is_not_ours_either(folder: Path) -> None:
+    (folder / "runs" / "tiny" / "final").mkdir(parents=True)
+    for kind in ("tokenizer", "final"):
+        place = folder / "runs" / "tiny" / kind
+        place.mkdir(parents=True, exist_ok=True)
+        assert not holds_inputs(place, kind=kind, inputs="x")  # empty
+        shutil.copytree(folder / "prepared" / "tokens", place, dirs_exist_ok=True)
+        with pytest.raises(ArtifactError, match=rf"{kind} is there and not an older"):
+            holds_inputs(place, kind=kind, inputs="x")
+
+
+def test_a_damaged_folder_of_ours_is_made_again(folder: Path) -> None:
+    file = next((folder / "prepared" / "tokens").rglob("train-*.arrow"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    output = ["--output", str(folder / "prepared")]
+
+    assert command("data", "prepare", str(folder / "run.yaml"), *words_for(folder), *output) == 0
+
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "audit", "run.yaml"],
+        ["data", "stats", "run.yaml"],
+        ["tokenizer", "train", "run.yaml"],
+        ["tokenizer", "report", "prepared/tokenizer", "--config", "run.yaml"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_what_needs_a_corpus_says_so_where_only_its_tokens_are_named(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("run.yaml").write_text("data: {prepared: prepared}\n")
+
+    assert command(*words) == 2
+
+    error = " ".join(capsys.readouterr().err.split())
+    assert "are not set, but one of them must name the corpus" in error
+
+
+@pytest.mark.parametrize("option", [["--tasks", "4"], ["--option", "time=1:00"]])
+def test_what_is_for_an_executor_is_refused_without_one(
+    made: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    assert command("data", "prepare", str(made / "run.yaml"), *words_for(made), *option) == 2
+
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{option[0]} is {option[1]}, but it is an executor's" in error
 
 
 def test_stats_of_text_and_of_its_store_agree(

@@ -70,6 +70,8 @@ class SealStore:
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
     """Read `key=value` words; a value is read as YAML, so `2` is a number.
 
+    A time such as `12:00:00`, which YAML 1.1 takes for a number to the base of 60, stays text.
+
     Raises:
         ConfigError: If a word has no `=`, or its value is not YAML.
     """
@@ -77,7 +79,8 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         try:
-            options[key] = yaml.safe_load(value)
+            is_time = ":" in value and not value.lstrip().startswith(("[", "{", "'", '"'))
+            options[key] = value if is_time else yaml.safe_load(value)
         except yaml.YAMLError:
             equals = ""
         if not equals:

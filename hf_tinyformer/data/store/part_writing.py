@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -221,8 +221,12 @@ def _write_batch(
     """Write some texts that are encoded and examined; return how many bytes they had."""
     flat, lengths = encoder.correct(*encoded.result(), batch.texts, strange)
     sizes = np.fromiter(map(len, batch.utf8), dtype=np.int64, count=len(batch.utf8))
-    writer.append(flat, lengths, sizes)
-    unknown = encoder.count_unknown(flat)
+    # A tokenizer without a frame may give no token for white space.
+    filled = lengths > 0
+    writer.counts.empty_documents += int(np.count_nonzero(~filled))
+    if filled.any():
+        writer.append(flat, lengths[filled], sizes[filled])
+    unknown = encoder.count_unknown(flat, len(lengths))
     writer.counts.unknown_tokens += unknown
     if unknown:
         writer.counts.hidden_bytes += encoder.count_hidden_bytes(batch.texts)
@@ -237,6 +241,8 @@ def _write_part(
 ) -> dict[str, Any]:
     writers = {split: _SplitWriter(staging, split, encoder.dtype) for split in SPLITS}
     waiting = {split: _Waiting() for split in SPLITS}
+    # Documents without text; the other thread counts those without tokens.
+    num_empty: Counter[str] = Counter()
     running: deque[Future[int]] = deque()
 
     def collect(most: int) -> None:
@@ -259,7 +265,7 @@ def _write_part(
         try:
             for split, document in documents:
                 if not document.text:
-                    writers[split].counts.empty_documents += 1
+                    num_empty[split] += 1
                 elif waiting[split].take(document):
                     encode(split)
             for name in SPLITS:
@@ -271,6 +277,8 @@ def _write_part(
             for writer in writers.values():
                 writer.abandon()
             raise
+    for name in SPLITS:
+        writers[name].counts.empty_documents += num_empty[name]
     return {split: writer.close() for split, writer in writers.items()}
 
 
@@ -284,7 +292,8 @@ class _SkipList:
     def add(self, skipped: Skipped) -> None:
         """Append one."""
         self.count += 1
-        with self.path.open("a", encoding="utf-8") as stream:
+        # A file's name that is not UTF-8 has lone surrogates; JSON spells them as Python does.
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(json.dumps(skipped._asdict(), ensure_ascii=False) + "\n")
 
 
@@ -302,9 +311,11 @@ def _holds_part(path: Path, inputs: str, encoder: DocumentEncoder) -> bool:
     except ArtifactError as error:
         logger.warning("%s It is made again.", error)
         return False
+    if facts["inputs"] != inputs:
+        return False
     if facts["distrusts"] is not None:
         encoder.distrust(facts["distrusts"])
-    return bool(facts["inputs"] == inputs) and facts["encoder"] not in encoder.distrusted
+    return facts["encoder"] not in encoder.distrusted
 
 
 def encode_part(
@@ -347,7 +358,9 @@ def encode_part(
             documents = read(part, skipped.add)
             facts["splits"] = _write_part(staging, documents, encoder, on_bytes)
             facts["skipped"] = skipped.count
-            facts |= {"dtype": encoder.dtype, "encoder": encoder.name}
+            # By its name from before: whoever finds this part, should we be killed now, must see
+            # that a library made it which this part itself distrusts.
+            facts |= {"dtype": encoder.dtype, "encoder": name}
             facts["distrusts"] = next(iter(sorted(encoder.distrusted)), None)
         if encoder.name == name:
             return True

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SOURCE_COUNTS = ("documents", "tokens", "bytes", "empty_documents")
+
 
 def _add_sources(
     parts: Sequence[Part], found: Sequence[Mapping[str, Any]]
@@ -52,9 +54,9 @@ def _add_sources(
             counted = facts["splits"][split]
             source = sources.setdefault(part.source, {}).setdefault(
                 split,
-                {"documents": 0, "tokens": 0, "bytes": 0, "start": totals[split].tokens},
+                {**dict.fromkeys(_SOURCE_COUNTS, 0), "start": totals[split].tokens},
             )
-            for name in ("documents", "tokens", "bytes"):
+            for name in _SOURCE_COUNTS:
                 source[name] += counted[name]
             totals[split].add(counted)
             source["stop"] = totals[split].tokens
@@ -182,7 +184,8 @@ def prepare_token_store(
 
     After a kill, the same call goes on: at most one part is encoded twice. The same documents and
     tokenizer give the same fingerprint, and the same parts the same bytes in the same files.
-    Documents with no text have no tokens: they are left out and counted as `empty_documents`.
+    Documents without tokens, most of them without text, are left out and counted as
+    `empty_documents`.
 
     Args:
         folder: Where the store will stand; an older one is replaced when this one is whole.

@@ -246,6 +246,7 @@ def describe_store(
                 split,
                 source,
                 documents=facts["documents"],
+                empty_documents=facts.get("empty_documents", 0),  # not in older stores
                 bytes=facts["bytes"],
                 tokens=facts["tokens"],
                 lengths=_token_lengths(store, start, stop),

@@ -4,7 +4,8 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,6 +18,7 @@ from hf_tinyformer.data.text.corpus import read_part
 from hf_tinyformer.data.text.parts import Part
 from hf_tinyformer.data.tokenization.fast_encoding import DocumentEncoder
 from hf_tinyformer.data.tokenization.tokenizer import load_tokenizer
+from hf_tinyformer.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,8 @@ def run_job(
         on_progress: Told the parts done, all parts, and the bytes of text encoded by this process.
 
     Raises:
-        DataError: If a document cannot be read or stored, or a split has too few tokens.
+        DataError: If a document cannot be read or stored, a split has too few tokens, or a process
+            is killed.
     """
     if workers > 1:
         pool = ProcessPoolExecutor(
@@ -109,13 +112,19 @@ def run_job(
             initializer=_share_cores,
             initargs=(workers,),
         )
+        light = replace(job, parts=())  # it travels with every task
         with pool:
-            tasks = [pool.submit(job.encode, [part]) for part in job.parts]
             try:
+                tasks = [pool.submit(light.encode, [part]) for part in job.parts]
                 for done, task in enumerate(as_completed(tasks), 1):
                     task.result()
                     if on_progress is not None:
                         on_progress(done, len(tasks), 0)
+            except BrokenProcessPool:
+                raise DataError(
+                    f"--workers is {workers}, but one of these processes was killed, perhaps for "
+                    "want of memory. Take fewer; the same command goes on from here."
+                ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

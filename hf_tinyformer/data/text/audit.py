@@ -206,7 +206,7 @@ def _list_examples(
             first=comparison.places[first],
             second=comparison.places[second],
             similarity=round(comparison.similar[first, second], 4) if kind == "near" else 1.0,
-            excerpt=excerpts.get(second) or excerpts[first],
+            excerpt=excerpts[second if second in excerpts else first],
         )
         for kind, pairs in {**shown, "near": near}.items()
         for first, second in pairs
@@ -280,9 +280,15 @@ def audit_corpus(
         Counts, examples, and what to drop.
 
     Raises:
-        ConfigError: If the threshold is out of range, or `datasketch` is missing.
+        ConfigError: If the settings name no text, the threshold is out of range, or `datasketch`
+            is missing.
         DataError: If something cannot be read.
     """
+    if not config.is_named():
+        raise ConfigError(
+            f"data.prepared is {config.prepared}, but an audit reads the text itself, and none is "
+            "named. Set data.files, data.dataset, data.builtin or data.sources too."
+        )
     if not 0.5 <= threshold <= 1:
         raise ConfigError(
             f"--threshold is {threshold}, but it must lie between 0.5 and 1: texts that share "

@@ -6,16 +6,17 @@ all four; what came before the damage has been given out by then.
 """
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from hf_tinyformer.errors import DataError
 
@@ -23,6 +24,10 @@ COMPRESSED_ENDINGS = (".gz", ".bz2", ".xz", ".zst")
 
 BLOCK_BYTES = 1 << 20
 """What is read at a time."""
+
+_PACKED_BYTES = 1 << 13
+"""What is read of a .bz2 or .xz at a time: each small stream copies what follows it in there, and
+what one of these unpacks to is lost with damage in it."""
 
 LARGEST_UNPACKED_TABLE = 64 << 30
 """Bytes that a compressed table may unpack to, in the folder for temporary files."""
@@ -34,10 +39,71 @@ class DamagedFileError(Exception):
 
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, DamagedFileError)
 
+_TROUBLE_OF_THE_MACHINE = (
+    *(errno.ENOSPC, errno.EIO, errno.ESTALE),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
+
 
 def is_compressed(path: Path) -> bool:
     """Tell whether a file's ending names a compression."""
     return path.suffix.lower() in COMPRESSED_ENDINGS
+
+
+class _JoinedStreams(io.RawIOBase):
+    """Streams of bzip2 or xz, one after another, unpacked as one.
+
+    Python's own readers take a stream that fails at its beginning for rubbish after the last one,
+    and end there without an error.
+
+    Args:
+        packed: The file.
+        ending: Which of the two it is. In .xz zero bytes may follow a stream, in fours.
+    """
+
+    def __init__(self, packed: io.FileIO, ending: str) -> None:
+        self._packed = packed
+        self._is_xz = ending == ".xz"
+        self._begin: Callable[[], Any] = (
+            lzma.LZMADecompressor if self._is_xz else bz2.BZ2Decompressor
+        )
+        self._stream = self._begin()
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        unpacked = b""
+        while not unpacked:
+            packed = b""
+            if self._stream.eof:
+                packed = self._next_stream()
+                if not packed:
+                    return 0
+                self._stream = self._begin()
+            elif self._stream.needs_input:
+                packed = self._packed.read(_PACKED_BYTES)
+                if not packed:
+                    raise EOFError("Compressed file ended before the end-of-stream marker")
+            unpacked = self._stream.decompress(packed, len(buffer))
+        buffer[: len(unpacked)] = unpacked
+        return len(unpacked)
+
+    def _next_stream(self) -> bytes:
+        """Return what follows the stream that has ended; nothing at the file's end."""
+        packed = self._stream.unused_data or self._packed.read(_PACKED_BYTES)
+        padding = 0
+        while self._is_xz and packed.startswith(b"\0"):
+            stripped = packed.lstrip(b"\0")
+            padding += len(packed) - len(stripped)
+            packed = stripped or self._packed.read(_PACKED_BYTES)
+        if padding % 4:
+            raise DamagedFileError(f"{padding} zero bytes follow a stream, which come in fours")
+        return packed
 
 
 def _open_zstandard(path: Path) -> BufferedIOBase:
@@ -59,10 +125,8 @@ def open_unpacked(path: Path) -> BufferedIOBase:
         raise EOFError("it has 0 bytes")
     if ending == ".gz":
         return cast(BufferedIOBase, gzip.open(path, "rb"))
-    if ending == ".bz2":
-        return bz2.open(path, "rb")
-    if ending == ".xz":
-        return lzma.open(path, "rb")
+    if ending in (".bz2", ".xz"):
+        return io.BufferedReader(_JoinedStreams(path.open("rb", buffering=0), ending), BLOCK_BYTES)
     return _open_zstandard(path) if ending == ".zst" else path.open("rb")
 
 
@@ -88,13 +152,23 @@ UNREADABLE = (*_DAMAGE, OSError)
 
 
 def unreadable(place: str, error: Exception) -> DataError:
-    """Say that a file cannot be read, and from where on."""
+    """Say that a file cannot be read, and from where on.
+
+    Raises:
+        DataError: If that is no fault of the file but trouble of the machine: a full or failing
+            disk, too many open files. It would pass over good files, so it is never skipped.
+    """
     if isinstance(error, _DAMAGE):
         return DataError(
             f"{place} cannot be decompressed ({error}), so the file is cut short or damaged. "
             "Fetch it again, or leave it out of the globs."
         )
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    if isinstance(error, OSError) and error.errno in _TROUBLE_OF_THE_MACHINE:
+        raise DataError(
+            f"{place} cannot be read ({reason}), but that is trouble of the machine and not of the "
+            "file, so it is never skipped. Put it right and start again."
+        )
     return DataError(f"{place} cannot be read ({reason}). Put it right, or change the globs.")
 
 

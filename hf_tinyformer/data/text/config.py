@@ -79,6 +79,8 @@ class DataConfig(Source):
                 "data.sources are set, but exactly 1 names the corpus. "
                 "Set one, for example data.files=[my_texts/*.txt]."
             )
+        if self.sources:
+            self._check_nothing_beside_sources()
         for name, source in self.named_sources().items():
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == HELD_OUT:
                 raise ConfigError(
@@ -96,6 +98,17 @@ class DataConfig(Source):
                 raise ConfigError(
                     f"data.sources.{name}.weight is {weight}, but it must be a number above 0. "
                     "Change it, or leave the source out."
+                )
+
+    def _check_nothing_beside_sources(self) -> None:
+        for name, default in vars(Source()).items():
+            value = getattr(self, name)
+            if self.validation_files and name in ("text_field", "template"):
+                continue
+            if value != default:
+                raise ConfigError(
+                    f"data.{name} is {value!r}, but with data.sources each source has its own. "
+                    f"Set data.sources.NAME.{name} instead."
                 )
 
     def is_named(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from hf_tinyformer.data.text.config import HELD_OUT, ONLY_SOURCE, DataConfig, Split
 from hf_tinyformer.data.text.documents import Document, Refuse, Skipped, refuse_all
 from hf_tinyformer.data.text.drop_list import read_drop_list
-from hf_tinyformer.data.text.files import list_files
+from hf_tinyformer.data.text.files import TEXT_ENDINGS, file_kind, list_files
 from hf_tinyformer.data.text.hub_datasets import describe_dataset, needs_pin, pin_revision
 from hf_tinyformer.data.text.parts import Part, plan_files, plan_source, read_source
 from hf_tinyformer.data.text.sources import (
@@ -74,7 +74,8 @@ def describe_inputs(config: DataConfig) -> dict[str, Any]:
     }
     described: dict[str, Any] = {"sources": sources} if config.sources else sources[ONLY_SOURCE]
     if config.validation_files:
-        files = list_files("data.validation_files", config.validation_files)
+        refuse = _refuse(config, None)
+        files = list_files("data.validation_files", config.validation_files, refuse)
         described["validation_files"] = [describe_file(file) for file in files]
     return described | _split_rule(config)
 
@@ -126,8 +127,11 @@ def _refuse(config: DataConfig, on_skip: Callable[[Skipped], None] | None) -> Re
 
 def _cut(document: Document, place: int) -> tuple[Document, Document]:
     head, rest = document.text[:place], document.text[place:]
-    path, _, line = document.source.rpartition(":")
-    later = f"{path}:{int(line) + head.count(chr(10))}"
+    later = document.source
+    path, _, line = later.rpartition(":")
+    if file_kind(Path(path)) in TEXT_ENDINGS:
+        # Only there are the text's lines the file's; elsewhere the record is all there is to name.
+        later = f"{path}:{int(line) + head.count(chr(10))}"
     return Document(head, document.source), Document(rest, later)
 
 
@@ -187,16 +191,18 @@ def plan_parts(config: DataConfig) -> list[Part]:
         DataError: If a glob matches nothing, or something it names cannot be read.
     """
     rule = _split_rule(config)
+    skip = config.on_error == "skip"
     parts = []
     for name, source in config.named_sources().items():
-        own = plan_source(name, source, config.key_of(name), skip=config.on_error == "skip")
+        own = plan_source(name, source, config.key_of(name), skip=skip)
         own = [replace(part, description=part.description | rule) for part in own]
         if config.validation_split == "tail" and not config.validation_files:
             own = _plan_tail(config, own)
         parts += own
     if config.validation_files:
-        files = list_files("data.validation_files", config.validation_files)
-        parts += plan_files(HELD_OUT, files, config, "data")
+        patterns = config.validation_files
+        setting = "data.validation_files"
+        parts += plan_files(HELD_OUT, setting, patterns, config, "data", skip=skip)
     return parts
 
 

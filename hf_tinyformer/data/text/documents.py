@@ -32,8 +32,9 @@ class Document(NamedTuple):
     text: str
 
     source: str
-    """Where it begins, as `path:line` (`path:row` in tables), the path as the globs gave it. In a
-    later part of a large file `path@BYTE:line`, lines counted from that byte."""
+    """Where it begins, as `path:line` (`path:row` in tables, `path:line:byte` in .json), the path
+    as the globs gave it. In a later part of a large file `path@BYTE:line`, lines counted from that
+    byte. No other document of its source begins there."""
 
 
 class Skipped(NamedTuple):

@@ -29,7 +29,7 @@ _HEAD = {"kind": "drop list", "format": 1}
 
 
 def name_place(split: str, source: str, document_source: str) -> str:
-    """Name where a document stands: its split, its source's name, its `path:line`."""
+    """Name where a document stands: its split, its source's name, its place there."""
     return f"{split} {source} {document_source}"
 
 
@@ -94,11 +94,19 @@ def write_drop_list(path: Path, texts: Iterable[DroppedText]) -> None:
     Args:
         path: The file. Its folder must exist.
         texts: In any order.
+
+    Raises:
+        DataError: If a place is to be kept and dropped, so that no copy would be left.
     """
     ordered = sorted(texts, key=lambda entry: entry.text)
     head = {**_HEAD, "texts": len(ordered), "documents": sum(len(e.drop) for e in ordered)}
     lines = [json.dumps(head)]
     for entry in ordered:
+        if entry.keep in entry.drop:
+            raise DataError(
+                f"{path} was to keep and to drop {entry.keep}, but two documents cannot begin in "
+                "one place. Report this, and leave their file out of the audit until then."
+            )
         record = {"text": entry.text.hex(), "keep": entry.keep, "drop": sorted(entry.drop)}
         lines.append(json.dumps(record, ensure_ascii=False))
     write_text(path, "\n".join(lines) + "\n")

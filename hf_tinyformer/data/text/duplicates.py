@@ -16,6 +16,7 @@ which takes some ten kilobytes a document where a sorted column takes half a kil
 import hashlib
 import unicodedata
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -144,20 +145,19 @@ def _bucket_pairs(members: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 
 def _band_pairs(band: NDArray[np.uint32]) -> Iterator[NDArray[np.int64]]:
-    """Yield pairs of documents, `(k, 2)`, that have the same numbers in a band."""
+    """Yield pairs of documents that have the same numbers in a band: `(k, 2)`, some at a time."""
     keys = np.ascontiguousarray(band).view(f"V{band.shape[1] * band.itemsize}").ravel()
     # Documents with equal keys come to stand side by side, in their own order.
     by_key = np.lexsort(tuple(band.T))
     ranked = keys[by_key]
     edges = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1], True])
-    pairs: list[tuple[int, int]] = []
-    for start in np.flatnonzero(np.diff(edges) > 1):
-        pairs += _bucket_pairs(by_key[edges[start] : edges[start + 1]])
-        if len(pairs) >= _PAIRS_AT_ONCE:
-            yield np.array(pairs, dtype=np.int64)
-            pairs = []
-    if pairs:
-        yield np.array(pairs, dtype=np.int64)
+    pairs = (
+        pair
+        for start in np.flatnonzero(np.diff(edges) > 1)
+        for pair in _bucket_pairs(by_key[edges[start] : edges[start + 1]])
+    )
+    while some := list(islice(pairs, _PAIRS_AT_ONCE)):
+        yield np.array(some, dtype=np.int64)
 
 
 def find_candidates(
@@ -179,13 +179,17 @@ def find_candidates(
     found = [np.empty((0, 2), dtype=np.int64)]
     shared = np.empty(0, dtype=np.uint64)
     for start in range(0, NUM_PERMUTATIONS, ROWS_IN_BAND):
+        # A pair comes once in a band, so it is looked for in those of the bands before.
+        of_band = [shared]
         for pairs in _band_pairs(signatures[:, start : start + ROWS_IN_BAND]):
             codes = pairs[:, 0].astype(np.uint64) << np.uint64(32) | pairs[:, 1].astype(np.uint64)
-            new = np.setdiff1d(codes, shared)
-            shared = np.union1d(shared, new)
+            is_new = np.searchsorted(shared, codes) == np.searchsorted(shared, codes, "right")
+            new = codes[is_new]
+            of_band.append(new)
             first, second = new >> np.uint64(32), new & np.uint64(0xFFFFFFFF)
             agree = np.mean(signatures[first] == signatures[second], axis=1)
             likely = agree >= threshold - 0.1
             found.append(np.stack((first, second), axis=1)[likely].astype(np.int64))
+        shared = np.sort(np.concatenate(of_band))
     pairs = np.unique(np.concatenate(found), axis=0)
     return pairs, len(shared)

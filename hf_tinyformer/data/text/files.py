@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hf_tinyformer.data.text.compression import COMPRESSED_ENDINGS
+from hf_tinyformer.data.text.compression import COMPRESSED_ENDINGS, unreadable
 from hf_tinyformer.data.text.documents import Document, Refuse, read_text, refuse_all
 from hf_tinyformer.data.text.records import read_csv, read_json, read_jsonl
 from hf_tinyformer.data.text.tables import read_table
@@ -47,18 +47,24 @@ def file_kind(path: Path) -> str | None:
     return kind if kind in TEXT_ENDINGS or kind in RECORD_ENDINGS else None
 
 
-def _walk_folder(key: str, folder: Path) -> list[Path]:
+def _walk_folder(key: str, folder: Path, refuse: Refuse) -> list[Path]:
     """List the readable files below a folder by name, links followed, each folder entered once."""
+
+    def refuse_folder(error: OSError) -> None:
+        place = Path(error.filename).as_posix()
+        refuse(place, unreadable(place, error))
+
     entered: set[str] = set()
     found: list[Path] = []
     others: Counter[str] = Counter()
-    for current, folders, names in os.walk(folder, followlinks=True):
+    for current, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
         real = os.path.realpath(current)
         if real in entered:
             folders.clear()
             continue
         entered.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # Sorted: of several links to a folder the first is entered, on every file system the same.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(current, name) for name in names if not name.startswith(".")):
             if file_kind(path) is None:
                 others[path.suffix.lower() or "no ending"] += 1
@@ -70,11 +76,11 @@ def _walk_folder(key: str, folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _expand(key: str, pattern: str) -> list[Path]:
+def _expand(key: str, pattern: str, refuse: Refuse) -> list[Path]:
     expanded = os.path.expanduser(pattern)  # noqa: PTH111 - Path would normalise the glob
     literal = Path(expanded)
     if literal.is_dir():
-        files = _walk_folder(key, literal)
+        files = _walk_folder(key, literal, refuse)
         found = f"is a folder without files ending in {READABLE}"
     else:
         exists = os.path.lexists(expanded)
@@ -96,7 +102,7 @@ def list_files(key: str, patterns: Sequence[str], refuse: Refuse = refuse_all) -
         key: The setting or option that has them, for messages.
         patterns: Names of files, globs (`**` enters folders), and names of folders, which stand for
             all files below them whose ending is known, hidden ones aside.
-        refuse: Told of files that cannot be read.
+        refuse: Told of files and folders that cannot be read.
 
     Returns:
         The files in the order of the patterns, and by name within each; a file that is named
@@ -107,7 +113,7 @@ def list_files(key: str, patterns: Sequence[str], refuse: Refuse = refuse_all) -
     """
     found: dict[str, Path] = {}
     for pattern in patterns:
-        for file in _expand(key, pattern):
+        for file in _expand(key, pattern, refuse):
             try:
                 _check_file(key, file)
             except DataError as error:

@@ -16,6 +16,9 @@ from hf_tinyformer.errors import DataError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
+_LONGEST_WORD = len("-Infinity")
+"""Characters of JSON that stand or fall together, strings aside."""
+
 
 class _JsonText:
     """The text from the value at hand to the end of the blocks read so far."""
@@ -85,7 +88,11 @@ class _JsonText:
                     self.position = end
                     return value
             except json.JSONDecodeError as error:
-                if self.ended:
+                # What is not read yet can mend only an open string, and a word that has begun.
+                may_go_on = error.msg.startswith("Unterminated string") or (
+                    error.pos > len(self.text) - _LONGEST_WORD
+                )
+                if self.ended or not may_go_on:
                     raise DataError(
                         f"{self.place(error.pos)} is not JSON ({error.msg}). Repair the file."
                     ) from None

@@ -95,27 +95,39 @@ def _group(files: Sequence[Path]) -> Iterator[tuple[list[Path], dict[str, Any]]]
         yield waiting, {}
 
 
-def plan_files(name: str, files: Sequence[Path], source: Source, key: str) -> list[Part]:
+def plan_files(
+    name: str, setting: str, patterns: Sequence[str], source: Source, key: str, *, skip: bool
+) -> list[Part]:
     """Divide files into parts.
 
     Args:
         name: The source's name.
-        files: Readable files, in their order.
-        source: Its settings.
-        key: Where they stand.
+        setting: The key that names the files.
+        patterns: Its value.
+        source: How they are read.
+        key: Where those settings stand.
+        skip: Put files that cannot be read into a part of their own, for `read_source` to refuse,
+            where they would be an error here.
 
     Returns:
         The parts, in the files' order.
 
     Raises:
-        DataError: If there is a template and a file without fields, or a file cannot be opened.
+        DataError: If a pattern names nothing, a file cannot be read, or there is a template and a
+            file without fields.
     """
+    refused: list[list[str]] = []
+
+    def note(place: str, error: DataError) -> None:
+        refused.append([place, str(error)])
+
+    files = list_files(setting, patterns, note if skip else refuse_all)
     rule = rule_of(source, key)
     described = {rule.setting.removeprefix(f"{key}."): rule.value}
     if rule.pieces:
         for file in files:
             _check_fields(file, key, str(source.template))
-    return [
+    parts = [
         Part(
             f"{name}/{number:05d}",
             name,
@@ -124,6 +136,9 @@ def plan_files(name: str, files: Sequence[Path], source: Source, key: str) -> li
         )
         for number, (group, one) in enumerate(_group(files))
     ]
+    if refused:
+        parts.append(Part(f"{name}/{len(parts):05d}", name, {"refused": refused}))
+    return parts
 
 
 def _check_fields(file: Path, key: str, template: str) -> None:
@@ -154,8 +169,7 @@ def plan_source(name: str, source: Source, key: str, *, skip: bool) -> list[Part
         name: Its name.
         source: Its settings.
         key: Where they stand.
-        skip: Put files that cannot be read into the parts as such, for `read_source` to refuse,
-            where they would be an error here.
+        skip: As in `plan_files`.
 
     Returns:
         The parts, in the order of the source's documents.
@@ -171,17 +185,7 @@ def plan_source(name: str, source: Source, key: str, *, skip: bool) -> list[Part
         told = describe_dataset(source) | {rule.setting.removeprefix(f"{key}."): rule.value}
         pieces = enumerate(plan_dataset(source, key, LARGE_PART_BYTES))
         return [Part(f"{name}/{n:05d}", name, told | piece) for n, piece in pieces]
-    refused: list[tuple[str, str]] = []
-
-    def note(place: str, error: DataError) -> None:
-        refused.append((place, str(error)))
-
-    files = list_files(f"{key}.files", source.files, note if skip else refuse_all)
-    parts = plan_files(name, files, source, key)
-    if refused:
-        number = f"{len(parts):05d}"
-        parts.append(Part(f"{name}/{number}", name, {"refused": [list(one) for one in refused]}))
-    return parts
+    return plan_files(name, f"{key}.files", source.files, source, key, skip=skip)
 
 
 def _read_files(source: Source, key: str, part: Part, refuse: Refuse) -> Iterator[Document]:

@@ -110,7 +110,7 @@ def read_json(path: Path, rule: TextRule, refuse: Refuse) -> Iterator[Document]:
             except DataError as error:
                 refuse(place, error)
                 continue
-            yield Document(text, place.rpartition(":")[0])
+            yield Document(text, place)
     except UNREADABLE as error:
         refuse(place, unreadable(place, error))
     except DataError as error:
@@ -123,16 +123,24 @@ class _TextLines:
 
     def __init__(self, lines: Lines) -> None:
         self.number = 0
-        self._name = lines.name
-        self._lines = iter(lines)
+        self._lines = lines
+        self._fault: DataError | None = None
 
     def __iter__(self) -> Iterator[str]:
-        return self
+        for number, raw in self._lines:
+            self.number = number
+            try:
+                text = decode(raw, self._lines.name, self.number)
+            except DataError as error:
+                # Raised here it would tear the record, and what is left of it pass for others.
+                self._fault = self._fault or error
+                text = raw.decode("utf-8", "replace")
+            yield text + "\n"
 
-    # No generator: one that raised for a line would be over, and the lines after it lost.
-    def __next__(self) -> str:
-        self.number, raw = next(self._lines)
-        return decode(raw, self._name, self.number) + "\n"
+    def take_fault(self) -> DataError | None:
+        """Return what is wrong with the lines since the last call."""
+        fault, self._fault = self._fault, None
+        return fault
 
 
 def _check_header(header: list[str], rule: TextRule, place: str) -> None:
@@ -167,9 +175,21 @@ def read_csv(path: Path, rule: TextRule, refuse: Refuse, *, quoted: bool) -> Ite
     header: list[str] = []
     columns: list[int] = []
     while True:
-        place = f"{lines.name}:{text_lines.number + 1}"
+        first_line = text_lines.number + 1
+        place = f"{lines.name}:{first_line}"
+        fault: DataError | None = None
+        ends_here = False
         try:
             row = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            fault = DataError(f"{place} is not a table's record ({error}). Repair it.")
+            # Of a quote that is never closed; what is left would pass for records.
+            ends_here = "limit" in str(error) and text_lines.number > first_line
+        try:
+            if fault := text_lines.take_fault() or fault:
+                raise fault
             if not header:
                 _check_header(row, rule, lines.name)
                 header = row
@@ -182,14 +202,9 @@ def read_csv(path: Path, rule: TextRule, refuse: Refuse, *, quoted: bool) -> Ite
             values = {name: row[at] for name, at in zip(rule.fields, columns, strict=True)}
             text = rule.text_of(values, place) if rule.pieces else row[columns[0]]
             check_length(text, place)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            refuse(place, DataError(f"{place} is not a table's record ({error}). Repair it."))
-            continue
         except DataError as error:
             refuse(place, error)
-            if not header:
+            if ends_here or not header:
                 return
             continue
         yield Document(text, place)

@@ -89,6 +89,15 @@ def check_source(source: Source, key: str) -> None:
             f"{key}.streaming is true, but it is for data sets on the Hub. "
             f"Leave it out, or set {key}.dataset."
         )
+    # Not dataset_config and dataset_split: they stay where files take a data set's place by
+    # `data.dataset=null data.files=[...]` over a configuration.
+    for name in ("dataset_revision", "shard_seed"):
+        value = getattr(source, name)
+        if source.dataset is None and value != getattr(Source, name):
+            raise ConfigError(
+                f"{key}.{name} is {value!r}, but it is for data sets on the Hub. "
+                f"Leave it out, or set {key}.dataset."
+            )
     if source.template is not None and source.builtin is not None:
         raise ConfigError(
             f"{key}.template is {source.template!r}, but {key}.builtin has no columns: its files "

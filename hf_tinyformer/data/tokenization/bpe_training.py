@@ -256,6 +256,9 @@ def _train_fast(
     pieces = None if pattern is None else _translate(pattern)
     if pattern is None or pieces is None:
         return False
+    if _LOOK_AHEAD in pattern and r"[\r\n]*" in pattern and _BLANK_LINES not in pattern:
+        # The mark that stands for looking ahead would part the line ends that a sign takes along.
+        return False
     try:
         import gigabpe
     except ImportError:

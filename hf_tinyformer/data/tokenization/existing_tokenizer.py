@@ -20,6 +20,13 @@ logger = logging.getLogger(__name__)
 _PAD_NAMES = (PAD_TOKEN, "<|pad|>", "<|padding|>", "[PAD]", "<|finetune_right_pad_id|>")
 """What tokenizers that set no pad token may call one all the same."""
 
+_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    *("special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"),
+)
+"""All that transformers makes a tokenizer from."""
+
 
 def describe_tokenizer(config: TokenizerConfig) -> dict[str, Any]:
     """Describe what a tokenizer is made from, as JSON values that change when the result would.
@@ -33,8 +40,7 @@ def describe_tokenizer(config: TokenizerConfig) -> dict[str, Any]:
             config.chat_template, begins_with_bos=config.add_bos_token
         )
     if config.path is not None and (folder := Path(config.path)).is_dir():
-        names = ("tokenizer.json", "tokenizer_config.json")
-        files = [folder / name for name in names if (folder / name).is_file()]
+        files = [folder / name for name in _FILES if (folder / name).is_file()]
         hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
         described["path"] = hashes
     return described
@@ -50,7 +56,7 @@ def _read(path: str) -> "PreTrainedTokenizerFast":
         else:
             # False, not unset: unset asks on the terminal whether to run code from elsewhere.
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises no narrower one
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ConfigError(
             f"tokenizer.path is {path}, but no tokenizer can be loaded from there: {reason}. "
@@ -85,7 +91,8 @@ def adopt_tokenizer(config: TokenizerConfig, *, sequence_length: int) -> "PreTra
         sequence_length: Tokens the model reads at once, stored as `model_max_length`.
 
     Raises:
-        ConfigError: If there is no such tokenizer, or none that has a tokenizer.json.
+        ConfigError: If there is no such tokenizer, or none that has a tokenizer.json, or documents
+            would begin otherwise than prompts.
     """
     path = str(config.path)
     tokenizer = _read(path)
@@ -99,7 +106,13 @@ def adopt_tokenizer(config: TokenizerConfig, *, sequence_length: int) -> "PreTra
     tokenizer.model_max_length = sequence_length
     bos = tokenizer.bos_token_id
     begins = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-    tokenizer.init_kwargs["documents_begin_with_bos"] = begins and config.add_bos_token
+    if begins and not config.add_bos_token:
+        raise ConfigError(
+            f"tokenizer.add_bos_token is false, but tokenizer.path is {path}, whose prompts begin "
+            f"with {tokenizer.bos_token}, and documents must begin alike. Leave add_bos_token out, "
+            "or take the token out of the post_processor in tokenizer.json."
+        )
+    tokenizer.init_kwargs["documents_begin_with_bos"] = begins
     tokenizer.init_kwargs["documents_end_with_eos"] = config.add_eos_token
     if config.add_eos_token and tokenizer.eos_token_id is None:
         logger.warning(

@@ -10,6 +10,7 @@ Ids lie end to end in one array; there are no Python lists of numbers on the way
 import importlib.metadata
 import itertools
 import logging
+import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,8 @@ class DocumentEncoder:
             tokenizer: Any fast tokenizer.
         """
         self._tokenizer = tokenizer
+        # Encoding sets switches of the tokenizer for its while, and two threads do it here.
+        self._one_at_a_time = threading.Lock()
         self._frame = document_frame(tokenizer)
         self._unknown = tokenizer.unk_token_id
         rules = orjson.loads(tokenizer.backend_tokenizer.to_str())
@@ -163,7 +166,8 @@ class DocumentEncoder:
             self._is_fast = False
 
     def _encode_slowly(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        encoded = encode_documents(self._tokenizer, texts)
+        with self._one_at_a_time:
+            encoded = encode_documents(self._tokenizer, texts)
         lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
         count = int(lengths.sum())
         every_id = itertools.chain.from_iterable(encoded)
@@ -296,8 +300,16 @@ class DocumentEncoder:
 
     def count_hidden_bytes(self, texts: Sequence[str]) -> int:
         """Count the bytes of text that stand behind unknown tokens, and are lost with them."""
-        return sum(count_hidden_bytes(self._tokenizer, texts))
+        with self._one_at_a_time:
+            return sum(count_hidden_bytes(self._tokenizer, texts))
 
-    def count_unknown(self, ids: NDArray[Any]) -> int:
-        """Count the ids of the unknown token."""
-        return 0 if self._unknown is None else int(np.count_nonzero(ids == self._unknown))
+    def count_unknown(self, ids: NDArray[Any], num_documents: int) -> int:
+        """Count the ids of the unknown token inside some documents.
+
+        What frames them may be the same token, as in GPT-2's tokenizer, and does not count.
+        """
+        if self._unknown is None:
+            return 0
+        prefix, suffix = self._frame
+        framing = num_documents * (prefix + suffix).count(self._unknown)
+        return int(np.count_nonzero(ids == self._unknown)) - framing

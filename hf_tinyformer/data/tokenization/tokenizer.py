@@ -310,16 +310,24 @@ def read_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
 
     Args:
         folder: A folder with tokenizer_config.json: a tokenizer's or a whole model's.
+
+    Raises:
+        ValueError: If a file is damaged. Files that are missing are transformers' OSError.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    chosen = _class_named(settings.get("auto_map"))
-    if chosen is PreTrainedTokenizerFast and (folder / "config.json").is_file():
-        # Another model's tokenizer may be of a class that only its config.json tells.
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # Not AutoTokenizer, which may ask about remote code on the way.
-    return chosen.from_pretrained(folder)
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        chosen = _class_named(settings.get("auto_map"))
+        if chosen is PreTrainedTokenizerFast and (folder / "config.json").is_file():
+            # Another model's tokenizer may be of a class that only its config.json tells.
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # Not AutoTokenizer, which may ask about remote code on the way.
+        return chosen.from_pretrained(folder)
+    except Exception as error:
+        if type(error) not in (Exception, TypeError):  # tokenizers raises no narrower one
+            raise
+        raise ValueError(str(error)) from error
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":

@@ -72,16 +72,28 @@ class TokenizerConfig:
             raise ConfigError(
                 f"tokenizer.digits is {self.digits}, but a number has at least 1. Take 1 or 3."
             )
+        self._check_kind("bpe", "jamo", names=("pattern", "digits", "space_runs"))
+        self._check_kind("syllable", names=("byte_fallback",))
         if self.pattern != "gpt4" and (self.digits != 3 or not self.space_runs):
             raise ConfigError(
                 f"tokenizer.pattern is {self.pattern}, but tokenizer.digits and "
                 "tokenizer.space_runs shape gpt4 only. Leave them out, or take pattern: gpt4."
             )
         for token in self.special_tokens:
-            if not token or token != token.strip():
+            if len(token) < 2 or token != token.strip():
                 raise ConfigError(
-                    f"tokenizer.special_tokens has {token!r}, but a special token must not be "
-                    "empty nor begin or end with white space. Rename it."
+                    f"tokenizer.special_tokens has {token!r}, but a special token has at least 2 "
+                    "characters, and neither the first nor the last is white space. Rename it."
+                )
+
+    def _check_kind(self, *kinds: str, names: tuple[str, ...]) -> None:
+        """Reject settings that the kind would pass over."""
+        for name in names:
+            value = getattr(self, name)
+            if self.kind not in kinds and value != getattr(type(self), name):
+                raise ConfigError(
+                    f"tokenizer.{name} is {value}, but tokenizer.kind is {self.kind}, and it "
+                    f"shapes {' and '.join(kinds)} only. Leave it out, or take kind: {kinds[0]}."
                 )
 
     def list_extra_tokens(self) -> list[str]:

@@ -6,7 +6,9 @@ word's stem and its ending part where they really do: 나는 can be 나 + 느 + 
 token a character, `word` one a word between spaces, `bytes` one a byte.
 """
 
+import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, UNK_TOKEN = "<pad>", "<s>", "</s>", "<unk>"
 NUM_BYTES = 256
+_BYTE_NAMES = [f"<0x{byte:02X}>" for byte in range(NUM_BYTES)]
 WORD_PATTERN = r" ?\S+|\s"
 """A word of `word`: whatever stands between white space, with the one space before it."""
 
@@ -104,7 +107,7 @@ def _train_syllable(
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
-    names = [f"<0x{byte:02X}>" for byte in range(NUM_BYTES)] if config.byte_fallback else []
+    names = _BYTE_NAMES if config.byte_fallback else []
     room = config.vocab_size - len(special) - len(names)
     kept = sorted(counts, key=lambda character: (-counts[character], character))[:room]
     tokens = [*special, *names, *sorted(kept)]
@@ -126,8 +129,16 @@ def _train_syllable(
 def _train_word(config: "TokenizerConfig", special: list[str], texts: Iterator[str]) -> "Tokenizer":
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    # Where the letters of a special token are a whole word, the first is cut off: the word would be
+    # the token itself.
+    heads = [
+        rf"{re.escape(token[0])}(?={re.escape(token[1:])}(?!\S))"
+        for token in special
+        if len(token.split()) == 1
+    ]
+    pattern = Regex("|".join((*heads, WORD_PATTERN)))
     backend = Tokenizer(models.WordLevel(vocab={UNK_TOKEN: 0}, unk_token=UNK_TOKEN))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
     backend.decoder = decoders.Fuse()
     trainer = trainers.WordLevelTrainer(
         vocab_size=config.vocab_size, special_tokens=special, show_progress=False
@@ -186,6 +197,20 @@ def list_special_tokens(config: "TokenizerConfig", more: list[str]) -> list[str]
     return list(dict.fromkeys([PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, *unknown, *more]))
 
 
+def _check_special_tokens(backend: "Tokenizer", special: list[str]) -> None:
+    model = json.loads(backend.to_str())["model"]
+    pieces = {"".join(merge) for merge in model.get("merges", ())}
+    if model.get("byte_fallback"):
+        pieces.update(_BYTE_NAMES)
+    for token in special:
+        if token in pieces:
+            raise ConfigError(
+                f"{token!r} is a special token, but also a piece of ordinary text, which would "
+                "become the special token. Rename it in tokenizer.special_tokens, or take a "
+                "tokenizer.pattern that cuts it apart; gpt4 cuts between letters and signs."
+            )
+
+
 def train_backend(
     config: "TokenizerConfig", special: list[str], texts: Iterator[str]
 ) -> "Tokenizer":
@@ -195,5 +220,10 @@ def train_backend(
         config: Which kind, how large.
         special: From `list_special_tokens`.
         texts: Documents without lone surrogates, read once.
+
+    Raises:
+        ConfigError: If the pattern does not work, or a special token is a piece of text as well.
     """
-    return _TRAINERS[config.kind](config, special, texts)
+    backend = _TRAINERS[config.kind](config, special, texts)
+    _check_special_tokens(backend, special)
+    return backend

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from data.store.prepare_by_executor import plan_job
 
-from hf_tinyformer.data.store.distributed_preparation import build_executor
+from hf_tinyformer.data.store.distributed_preparation import build_executor, parse_options
 from hf_tinyformer.data.store.store_job import StoreJob, run_job
 from hf_tinyformer.data.store.tokens import open_token_store
 from hf_tinyformer.data.text import parts
@@ -233,6 +233,21 @@ def test_ray_gives_the_store_of_one_process(
     finish(texts, folder, "ray", mem_per_cpu_gb=0.2)
 
     assert hash_files(folder / "tokens") == by_one_process
+
+
+def test_options_are_yaml_and_times_stay_as_they_are_written() -> None:
+    words = ["time=12:00:00", "mem_per_cpu_gb=4", "requeue=false", "env=[a: 1]", "quoted='1:30'"]
+
+    assert parse_options(words) == {
+        "time": "12:00:00",
+        "mem_per_cpu_gb": 4,
+        "requeue": False,
+        "env": [{"a": 1}],
+        "quoted": "1:30",
+    }
+    for word in ("time", "time={"):
+        with pytest.raises(ConfigError, match=rf"--option is '{word}', but .* KEY=VALUE"):
+            parse_options([word])
 
 
 def test_slurm_needs_a_time_and_a_partition(job: StoreJob) -> None:

@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forked import killed_at
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from hf_tinyformer.artifacts import read_manifest
 from hf_tinyformer.data.store import part_writing, preparation
 from hf_tinyformer.data.store.part_writing import encode_part
 from hf_tinyformer.data.store.preparation import prepare_token_store
 from hf_tinyformer.data.store.tokens import open_token_store
-from hf_tinyformer.data.text.documents import Document
+from hf_tinyformer.data.text.documents import Document, Skipped
 from hf_tinyformer.data.text.parts import Part
 from hf_tinyformer.data.tokenization.fast_encoding import DocumentEncoder
 from hf_tinyformer.data.tokenization.tokenizer import encode_documents, train_tokenizer
@@ -343,6 +345,70 @@ def test_distrust_reaches_a_process_that_comes_later(tmp_path, ab, monkeypatch):
         read_manifest(tmp_path / "t" / "parts" / part.name, kind="tokens part") for part in parts
     ]
     assert [fact["encoder"] for fact in facts] == ["slow 1.0", "slow 1.0"]
+
+
+def test_a_part_begun_by_a_library_that_fell_out_of_trust_is_no_result(tmp_path, ab):
+    part = Part("corpus/0", "corpus", {})
+    readings = []
+
+    def give(part, _on_skip):
+        readings.append(part)
+        if len(readings) == 2:
+            raise DataError("the machine stops.")
+        return [(split, Document("ba", "x:1")) for split in ("train", "validation")]
+
+    with pytest.raises(DataError, match="stops"):
+        encode_part(tmp_path / "t", part, encoder=Unreliable(ab), read=give)
+
+    assert encode_part(tmp_path / "t", part, encoder=Unreliable(ab), read=give)
+    assert not encode_part(tmp_path / "t", part, encoder=Unreliable(ab), read=give)
+
+
+def test_a_part_of_another_corpus_turns_no_library_off(tmp_path, ab):
+    def give(part, _on_skip):
+        text = part.description["text"]
+        return [(split, Document(text, "x:1")) for split in ("train", "validation")]
+
+    encoder = Unreliable(ab)
+    for text, reader in (("ba", Unreliable(ab)), ("aa", encoder)):
+        part = Part("corpus/0", "corpus", {"text": text})
+        assert encode_part(tmp_path / "t", part, encoder=reader, read=give)
+
+    assert encoder.name == "fast 1.0"
+
+
+def test_documents_without_tokens_are_left_out_and_counted(tmp_path):
+    backend = Tokenizer(models.WordLevel({"?": 0, "a": 1}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
+
+    def give(_part, _on_skip):
+        for split in ("train", "validation"):
+            for text in (" \n", "a a a", " ", "", "a"):
+                yield split, Document(text, "x:1")
+
+    stores = prepare(tmp_path / "t", bare, [Part("corpus/0", "corpus", {})], read=give)
+
+    assert stores.train.read(0, 4).tolist() == [1] * 4
+    assert stores.train.document_starts(0, 4).tolist() == [0, 3]
+    assert stores.train.num_bytes == 6
+    assert stores.facts["splits"]["train"]["empty_documents"] == 3
+    assert stores.facts["sources"]["corpus"]["train"]["empty_documents"] == 3
+
+
+def test_a_file_whose_name_is_not_utf8_can_be_skipped(tmp_path, ab):
+    place = "caf\udce9.txt:1"
+
+    def give(part, on_skip):
+        on_skip(Skipped(place, "글 is broken."))
+        return read(part, on_skip)
+
+    prepare(tmp_path / "t", ab, read=give)
+
+    written = (tmp_path / "t" / "skipped.jsonl").read_text(encoding="utf-8")
+    assert len(written.splitlines()) == len(make_parts())
+    assert json.loads(written.splitlines()[0]) == {"place": place, "reason": "글 is broken."}
+    assert "글" in written
 
 
 SLOW_SCRIPT = """

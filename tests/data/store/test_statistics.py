@@ -155,6 +155,7 @@ def test_a_store_gives_the_lengths_of_its_documents(
     assert (train.lengths.least, train.lengths.greatest) == (min(expected), max(expected))
     assert sum(train.lengths.bins) == train.documents == len(texts)
     assert validation.split == "validation"
+    assert train.empty_documents + validation.empty_documents == 1
     # Few documents: the sample is all of them, some more than once.
     assert 0.05 < train.summary()["scripts"].get("Latin", 0) < 1
 

@@ -176,6 +176,35 @@ def test_near_duplicates_of_near_duplicates_do_not_take_each_other_away(tmp_path
     assert left.report["search"]["pairs_confirmed"] == 0
 
 
+def test_of_equal_documents_on_one_line_of_json_one_stays(tmp_path: Path) -> None:
+    texts = ["a", "b", "a", "a", "b", "c"]
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps([{"text": text} for text in texts]))
+    config = DataConfig(files=[str(path)], validation_fraction=1e-9)
+    audit = audit_corpus(config, near=False)
+    write_drop_list(tmp_path / "drop.jsonl", audit.dropped)
+
+    cleaned = replace(config, drop=str(tmp_path / "drop.jsonl"))
+
+    assert [document.text for document in iterate_documents(cleaned, "train")] == ["a", "b", "c"]
+
+
+def test_an_example_that_begins_with_a_screen_of_white_space_has_an_empty_excerpt(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "texts.jsonl", [" " * 400 + "a"] * 2)
+    config = DataConfig(files=[str(tmp_path / "texts.jsonl")], validation_fraction=1e-9)
+
+    examples = audit_corpus(config, near=False).report["examples"]
+
+    assert [example["excerpt"] for example in examples] == [""]
+
+
+def test_a_corpus_that_is_prepared_and_not_named_cannot_be_audited() -> None:
+    with pytest.raises(ConfigError, match=r"data\.prepared is store, but an audit reads the text"):
+        audit_corpus(DataConfig(prepared="store"))
+
+
 def test_a_threshold_that_everything_reaches_is_refused(corpus: DataConfig) -> None:
     with pytest.raises(ConfigError, match=r"--threshold is 0\.3.*0\.5 and 1"):
         audit_corpus(corpus, threshold=0.3)

@@ -197,6 +197,15 @@ def test_by_tail_the_last_characters_are_held_out_and_the_cut_names_its_line():
     assert sources(config, "validation") == ["b.txt:3"]
 
 
+def test_by_tail_a_cut_in_a_record_names_the_record():
+    write("a.jsonl", '{"text": "0123"}\n{"text": "4\\n\\n789"}\n')
+    config = DataConfig(files=["a.jsonl"], validation_split="tail", validation_fraction=0.3)
+
+    # 10 characters: "789" is held out, of the record on line 2; the file has no line 4.
+    assert texts(config, "validation") == ["789"]
+    assert sources(config, "validation") == ["a.jsonl:2"]
+
+
 def test_by_tail_a_cut_between_documents_cuts_none():
     write("a.txt", "0123")
     write("b.txt", "4567")

@@ -59,6 +59,15 @@ def test_the_same_entries_give_the_same_bytes(path: Path) -> None:
     assert path.read_bytes() == first
 
 
+def test_a_place_to_keep_and_to_drop_would_leave_no_copy_and_is_refused(tmp_path: Path) -> None:
+    entry = DroppedText(digest_text("x"), "train corpus a.json:1", ("train corpus a.json:1",))
+
+    with pytest.raises(DataError, match=r"to keep and to drop train corpus a\.json:1, but two"):
+        write_drop_list(tmp_path / "drop.jsonl", [entry])
+
+    assert not (tmp_path / "drop.jsonl").exists()
+
+
 def test_a_list_that_is_missing_is_named_with_the_command_that_writes_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl.*tinyformer data audit"):
         read_drop_list(tmp_path / "none.jsonl")

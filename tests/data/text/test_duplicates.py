@@ -3,6 +3,7 @@ import random
 import numpy as np
 import pytest
 
+from hf_tinyformer.data.text import duplicates
 from hf_tinyformer.data.text.duplicates import (
     DIGEST,
     NUM_PERMUTATIONS,
@@ -125,6 +126,24 @@ def test_many_alike_are_linked_to_the_first_without_a_quadratic_number_of_pairs(
 
     assert len(pairs) < 64 * 1000
     assert {second for first, second in pairs.tolist() if first == 0} == set(range(1, 1000))
+
+
+def test_one_large_bucket_is_taken_in_pieces_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    same = np.tile(make_signatures([], seed=2), (100, 1))
+    signatures = np.concatenate([same, make_signatures([0.9] * 30, seed=3)])
+    whole = find_candidates(signatures, threshold=0.8)
+    monkeypatch.setattr(duplicates, "_PAIRS_AT_ONCE", 50)
+
+    pieces = [len(pairs) for pairs in duplicates._band_pairs(same[:, :6])]
+    again = find_candidates(signatures, threshold=0.8)
+
+    # Documents 1 to 63 have as many before them as their number, the other 36 have 64 partners.
+    assert sum(pieces) == 63 * 64 // 2 + 36 * 64
+    assert max(pieces) == 50
+    assert np.array_equal(again[0], whole[0])
+    assert again[1] == whole[1]
 
 
 def test_a_random_text_has_no_near_duplicate_among_others() -> None:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_tinyformer.data.text import documents, json_stream
+from hf_tinyformer.data.text import documents, json_stream, records
 from hf_tinyformer.data.text.config import DataConfig
 from hf_tinyformer.data.text.corpus import plan_parts, read_part
 from hf_tinyformer.errors import DataError
@@ -212,6 +212,19 @@ CASES = {
     ),
     "text after a quote": Case(
         "a.csv", b'id,text\n1,"a"b\n2,two\n', ["two"], r"a\.csv:2 is not a table's record"
+    ),
+    "latin line in a quoted field of several lines": Case(
+        "a.csv",
+        b'id,text\n1,one\n2,"a\n3,caf\xe9\n4,x\n5,\xe9"\n6,six\n',
+        ["one", "six"],
+        r"a\.csv:4:6 is the byte 0xe9",
+    ),
+    "latin line before a quote never closed": Case(
+        "a.csv", b'id,text\n1,one\n2,"caf\xe9\n3,x\n', ["one"], r"a\.csv:3:7 is the byte 0xe9"
+    ),
+    "latin header": Case("a.csv", b"caf\xe9,text\n1,one\n", [], r"a\.csv:1:4 is the byte 0xe9"),
+    "quote in the header never closed": Case(
+        "a.csv", b'id,"text\n1,one\n', [], r"a\.csv:1 is not a table's record"
     ),
     "line number after quoted line ends": Case(
         "a.csv", b'id,text\n1,"a\nb\nc"\n2\n', ["a\nb\nc"], r"a\.csv:5 has 1 fields"
@@ -453,6 +466,16 @@ def test_the_lines_around_one_that_is_too_long_are_read(monkeypatch):
 
     assert found == ["one", "two"] * 2
     assert [place for place, _ in skipped] == ["a.jsonl:3"]
+
+
+def test_a_quote_never_closed_in_a_large_csv_ends_it(monkeypatch):
+    monkeypatch.setattr(records, "LARGEST_FIELD", 1000)
+    Path("a.csv").write_text('id,text\n1,one\n2,"open\n' + "3,three\n" * 500)
+
+    found, skipped = read("skip", ["a.csv"])
+
+    assert found == ["one"]
+    assert [place for place, _ in skipped] == ["a.csv:3"]
 
 
 def test_a_csv_written_by_python_comes_back_whatever_is_in_it():

@@ -12,7 +12,12 @@ import pytest
 
 from hf_tinyformer.data.text import parts as parts_module
 from hf_tinyformer.data.text.config import DataConfig
-from hf_tinyformer.data.text.corpus import iterate_documents, plan_parts, read_part
+from hf_tinyformer.data.text.corpus import (
+    describe_inputs,
+    iterate_documents,
+    plan_parts,
+    read_part,
+)
 from hf_tinyformer.data.text.sources import WeightedSource
 from hf_tinyformer.errors import DataError
 
@@ -195,6 +200,25 @@ def test_errors_of_a_source_name_its_key():
     named["bad"] = WeightedSource(files=["none/*"])
     with pytest.raises(DataError, match=r"data\.sources\.bad\.files has 'none/\*', which matches"):
         plan_parts(DataConfig(sources=named))
+
+
+def test_validation_files_that_cannot_be_read_may_be_skipped():
+    Path("gone.txt").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"data\.validation_files matches gone\.txt, but it is not"):
+        plan_parts(config_of(files=["v.txt"], validation_files=["[gv]*.txt"]))
+    config = config_of(files=["v.txt"], validation_files=["[gv]*.txt"], on_error="skip")
+    skipped = []
+
+    found = [
+        document.text
+        for part in plan_parts(config)
+        for split, document in read_part(config, part, skipped.append)
+        if split == "validation"
+    ]
+
+    assert found == ["held out"]
+    assert [place for place, _ in skipped] == ["gone.txt"]
+    assert [name for name, *_ in describe_inputs(config)["validation_files"]] == ["v.txt"]
 
 
 def test_a_template_over_a_text_file_is_refused():

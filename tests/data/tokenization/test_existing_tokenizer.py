@@ -13,7 +13,8 @@ from hf_tinyformer.data.tokenization.tokenizer import (
     write_tokenizer_files,
 )
 from hf_tinyformer.data.tokenization.tokenizer_config import TokenizerConfig
-from hf_tinyformer.errors import ConfigError
+from hf_tinyformer.errors import ArtifactError, ConfigError
+from hf_tinyformer.inference.loading import load_tokenizer_of
 from hf_tinyformer.model.tokenization_tinyformer import TinyFormerTokenizer
 
 
@@ -63,8 +64,17 @@ def test_documents_begin_as_the_tokenizers_prompts_do(tmp_path, bpe):
 
     assert encode_documents(ours, ["def"]) == encode_documents(bpe, ["def"])
     assert encode_documents(theirs, ["a"]) == [[1]]  # its prompts have no <b> either
-    without = adopt(str(tmp_path), add_bos_token=False, add_eos_token=False)
-    assert encode_documents(without, ["def"])[0] == encode_documents(bpe, ["def"])[0][1:-1]
+    without = adopt(str(tmp_path), add_eos_token=False)
+    assert encode_documents(without, ["def"])[0] == encode_documents(bpe, ["def"])[0][:-1]
+
+
+def test_documents_cannot_begin_otherwise_than_prompts(tmp_path, bpe):
+    write_tokenizer_files(bpe, tmp_path)
+    foreign = write_foreign(tmp_path / "t", {"?": 0, "a": 1, "<b>": 2}, bos_token="<b>")
+
+    assert encode_documents(adopt(foreign, add_bos_token=False), ["a"]) == [[1]]
+    with pytest.raises(ConfigError, match=r"add_bos_token is false, but .* prompts begin with <s>"):
+        adopt(str(tmp_path), add_bos_token=False)
 
 
 def test_special_tokens_and_a_chat_template_are_added_and_kept(tmp_path, bpe):
@@ -96,6 +106,44 @@ def test_what_is_no_tokenizer_is_an_error(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(ConfigError, match=rf"path is {path}, but no tokenizer can be loaded"):
             adopt(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", '{"added_tokens": []}'),
+        ("tokenizer.json", "[]"),
+        ("tokenizer_config.json", "[]"),
+    ],
+)
+def test_a_damaged_tokenizer_is_an_error_of_one_line(tmp_path, bpe, name, content):
+    write_tokenizer_files(bpe, tmp_path)
+    (tmp_path / name).write_text(content)
+
+    with pytest.raises(ConfigError, match=r"path is .*, but no tokenizer can be loaded.*: [^\n]+$"):
+        adopt(str(tmp_path))
+    with pytest.raises(ArtifactError, match=r"cannot be loaded: [^\n]+$"):
+        load_tokenizer_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "tokenizer.model",
+    ],
+)
+def test_the_description_follows_every_file_that_a_tokenizer_may_have(tmp_path, bpe, name):
+    write_tokenizer_files(bpe, tmp_path)
+    first = describe_tokenizer(TokenizerConfig(path=str(tmp_path)))
+    (tmp_path / name).write_text("{}")
+
+    assert describe_tokenizer(TokenizerConfig(path=str(tmp_path))) != first
 
 
 def test_the_description_follows_the_files_that_the_settings_name(tmp_path, bpe, char):

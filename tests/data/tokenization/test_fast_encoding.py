@@ -2,11 +2,15 @@ import json
 import logging
 import random
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from hf_tinyformer.data.tokenization import character_check, fast_encoding
 from hf_tinyformer.data.tokenization.fast_encoding import DocumentEncoder
@@ -105,7 +109,7 @@ def test_ids_are_those_of_tokenizers_wherever_a_character_stands(bpe, encoder):
         {"kind": "bytes"},
         {"digits": 2},
         {"space_runs": False},
-        {"pattern": r"\S+|\s+"},
+        {"pattern": r"\w+|\W"},
     ],
     ids=str,
 )
@@ -131,9 +135,6 @@ def test_a_tokenizer_that_the_fast_library_does_not_know_is_encoded_by_tokenizer
     ],
 )
 def test_rules_that_the_two_libraries_read_differently_keep_the_fast_one_out(bpe, change):
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
     rules = json.loads(bpe.backend_tokenizer.to_str())
     change(rules)
     changed = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(rules)))
@@ -205,6 +206,44 @@ def test_texts_with_a_character_of_which_the_libraries_differ_are_encoded_by_tok
 
     assert not caplog.records
     assert encoder.name.startswith("gigatoken ")
+
+
+def test_two_threads_take_turns_with_the_tokenizer_whose_switches_they_set(monkeypatch, bpe):
+    encoder = DocumentEncoder(bpe)
+    inside, most = [], []
+
+    def slowly(_tokenizer, _texts):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+
+    monkeypatch.setattr(fast_encoding, "encode_documents", lambda *given: slowly(*given) or [[0]])
+    monkeypatch.setattr(fast_encoding, "count_hidden_bytes", lambda *given: slowly(*given) or [0])
+    actions = [
+        lambda: encoder.correct(np.zeros(1, "uint16"), np.ones(1, "int64"), ["a"], [0]),
+        lambda: encoder.count_hidden_bytes(["a"]),
+        lambda: encoder._encode_slowly(["a"]),
+    ]
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(action) for action in actions]:
+            done.result()
+
+    assert most == [1, 1, 1]
+
+
+def test_a_frame_of_unknown_tokens_is_not_counted():
+    # As GPT-2's tokenizer has it: one token is the begin, the end and the unknown.
+    backend = Tokenizer(models.WordLevel({"<|end|>": 0, "a": 1}, unk_token="<|end|>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|end|>")
+    encoder = DocumentEncoder(PreTrainedTokenizerFast(tokenizer_object=backend, **special))
+
+    ids, lengths = encoder.encode(["a a", "a b"])
+
+    assert ids.tolist() == [0, 1, 1, 0, 0, 1, 0, 0]
+    assert encoder.count_unknown(ids, len(lengths)) == 1
 
 
 def test_a_sample_is_taken_from_the_whole_batch(monkeypatch):

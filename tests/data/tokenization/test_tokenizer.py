@@ -397,6 +397,19 @@ def test_word_keeps_the_most_frequent_words_and_gives_text_back_with_its_spaces(
     )
 
 
+def test_words_that_spell_special_tokens_are_no_special_tokens_and_take_no_ids():
+    config = TokenizerConfig(kind="word", special_tokens=["[SEP]", "an end"])
+    corpus = ["<s> a </s>\n<pad>\n<unk>\t[SEP] [SEP]\n[SEP]\nan end\n<s>a"]
+    tokenizer = train_tokenizer(config, corpus, sequence_length=8)
+
+    assert tokenizer.convert_tokens_to_ids([*SPECIAL, "<unk>", "[SEP]", "an end"]) == [*range(6)]
+    ids = documents_inside(tokenizer, corpus)[0]
+    assert min(ids) > 5
+    assert tokenizer.decode(ids) == corpus[0]
+    # Only where they would be the whole word.
+    assert [piece for _, piece in show_tokens(tokenizer, "<s>a\n<s>")] == ["<s>a", "\n", "<", "s>"]
+
+
 def test_hidden_bytes_are_those_behind_unknown_tokens(every_kind):
     word, char = every_kind["word"], every_kind["char"]
 
@@ -445,6 +458,11 @@ def test_digits_spaces_and_pattern_are_cut_as_configured():
         ({"pattern": "gpt2", "digits": 1}, r"pattern is gpt2, but tokenizer\.digits"),
         ({"pattern": "x", "space_runs": False}, r"pattern is x, but .*space_runs"),
         ({"special_tokens": [" a"]}, r"special_tokens has ' a'"),
+        ({"special_tokens": ["ab", "#"]}, r"special_tokens has '#', but .* at least 2 characters"),
+        ({"kind": "word", "digits": 1}, r"digits is 1, but tokenizer\.kind is word"),
+        ({"kind": "bytes", "space_runs": False}, r"space_runs is False, but .*kind is bytes"),
+        ({"kind": "syllable", "pattern": "gpt2"}, r"pattern is gpt2, but .* bpe and jamo only"),
+        ({"byte_fallback": False}, r"byte_fallback is False, but .*kind is bpe.* syllable only"),
         ({"kind": "word", "vocab_size": 4}, r"vocab_size is 4, but word needs 5"),
         ({"chat_template": "chatml", "vocab_size": 260}, r"but bpe needs 261: .* 5 special"),
     ],
@@ -457,6 +475,24 @@ def test_settings_that_contradict_each_other_are_named(settings, message):
 def test_a_pattern_that_is_no_expression_is_an_error(texts):
     with pytest.raises(ConfigError, match=r"pattern is \(, but it is no regular expression"):
         train_tokenizer(TokenizerConfig(pattern="("), texts, sequence_length=8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "token"),
+    [
+        ({"vocab_size": 300}, "###"),
+        ({"vocab_size": 300}, "Ġab"),  # the letters that stand for " ab"
+        ({"kind": "syllable", "vocab_size": 300}, "<0x41>"),
+    ],
+)
+def test_a_special_token_that_is_a_piece_of_text_too_is_refused(settings, token):
+    texts = ["### ab\n" * 50]
+    train_tokenizer(TokenizerConfig(**settings), texts, sequence_length=8)
+
+    with pytest.raises(ConfigError, match=rf"'{token}' is a special token, but also a piece"):
+        train_tokenizer(
+            TokenizerConfig(**settings, special_tokens=["[SEP]", token]), texts, sequence_length=8
+        )
 
 
 def test_special_tokens_of_ones_own_follow_the_usual_ones_and_survive_saving(tmp_path, texts):
@@ -531,7 +567,7 @@ def test_a_vocabulary_too_small_for_the_bytes_is_an_error():
 
 def test_a_damaged_or_missing_tokenizer_folder_is_named(tmp_path, char):
     folder = tmp_path / "tokenizer"
-    with pytest.raises(ArtifactError, match=r"tokenizer has no manifest\.json"):
+    with pytest.raises(ArtifactError, match=r"tokenizer is not there"):
         load_tokenizer(folder)
     save_tokenizer(char, folder, facts={})
     text = (folder / "tokenizer.json").read_text()

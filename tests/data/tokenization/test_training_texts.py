@@ -47,10 +47,23 @@ def test_a_long_document_is_chosen_in_pieces_and_put_together_again(monkeypatch)
     assert all(piece in lines for piece in chosen if piece != "short")
 
 
-def test_pieces_end_at_lines_or_spaces_where_there_are_any(monkeypatch):
-    monkeypatch.setattr(training_texts, "_LONGEST_PIECE", 6)
+def test_of_one_text_longer_than_the_cap_most_of_the_cap_is_learned_from():
+    text = "".join(f"line {number:05d}\n" for number in range(80_000))  # 11 bytes each
 
-    assert list(training_texts._divide("ab\ncd\nefgh ijklmnopq")) == [
+    chosen = list(choose_texts([text], 500_000))
+
+    # Pieces of 7,812 bytes, so of the cap a piece or two are left over by chance.
+    assert 0.8 * 500_000 < sum(map(len, chosen)) <= 500_000
+    assert all(piece in text for piece in chosen)
+
+
+def test_a_cap_below_every_piece_is_an_error_with_both_sizes():
+    with pytest.raises(ConfigError, match=r"train_bytes is 50, but no .* 1000 bytes"):
+        list(choose_texts(["x" * 1000], 50))
+
+
+def test_pieces_end_at_lines_or_spaces_where_there_are_any():
+    assert list(training_texts._divide("ab\ncd\nefgh ijklmnopq", 6)) == [
         "ab\ncd\n",
         "efgh",
         " ijklm",
@@ -59,7 +72,9 @@ def test_pieces_end_at_lines_or_spaces_where_there_are_any(monkeypatch):
 
 
 def test_a_tokenizer_learns_from_the_chosen_texts_only():
-    texts = [f"{'abcd' * 8} {number}" for number in range(100)] + ["z" * 40] * 100
+    texts = [f"{'abcd' * 8} {number}" for number in range(100)] + [
+        f"{'z' * 40} {number}" for number in range(100)
+    ]
 
     small = train_tokenizer(
         TokenizerConfig(vocab_size=600, train_bytes=200), texts, sequence_length=8
