@@ -183,7 +183,7 @@ def settings_of(section: str) -> list[str]:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_settings_that_are_named_exist(name: str) -> None:
-    named = re.findall(r"`(model|data|tokenizer|train)\.(?!py|onnx|ggml)([a-z_]+)", read(name))
+    named = re.findall(r"`(model|data|tokenizer|train)\.(?!py|onnx|ggml)([a-z_0-9]+)", read(name))
 
     assert [key for section, key in named if key not in settings_of(section)] == []
 
