@@ -288,7 +288,9 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 
     assert re.findall(r"connected (\w+)", output) == ["False", "False"]
     assert re.search(r"^processes +2$", output, re.MULTILINE)
-    assert read_losses(folder / "runs" / "torchrun") == pytest.approx(losses_of_one, rel=CLOSE)
+    losses = read_losses(folder / "runs" / "torchrun")
+    assert losses == pytest.approx(losses_of_one, rel=CLOSE)
+    assert losses[:12] == pytest.approx(losses_of_one[:12], rel=1e-6)  # before they drift apart
 
 
 def free_port() -> int:
