@@ -32,7 +32,7 @@ def refuse_no_token(tokens: Collection[int]) -> None:
         raise ArtifactError(
             "the model's largest logit is nan or infinite, but a token is chosen by finite ones: "
             "its training has diverged. Take an earlier checkpoint, or train with a lower "
-            "optimizer.learning_rate."
+            "train.learning_rate."
         )
 
 

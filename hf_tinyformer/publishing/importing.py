@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 from hf_tinyformer.artifacts import check_replaceable, write_folder
 from hf_tinyformer.errors import ArtifactError, ExportError
+from hf_tinyformer.inference.loading import UNREADABLE, describe
 from hf_tinyformer.publishing.card import describe_architecture
 from hf_tinyformer.publishing.extras import require_libraries
 from hf_tinyformer.publishing.final import verify_final, write_model_files
@@ -106,13 +105,9 @@ def _locate(source: str, revision: str | None) -> _Source:
 def _one_line(source: str) -> Iterator[None]:
     try:
         yield
-    except (
-        *(OSError, ValueError, RuntimeError, KeyError, ImportError),
-        *(SafetensorError, StrictDataclassError),
-    ) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
+    except UNREADABLE as error:
         raise ArtifactError(
-            f"{source} cannot be loaded: {reason}. Point to a folder with config.json and "
+            f"{source} cannot be loaded: {describe(error)}. Point to a folder with config.json and "
             "*.safetensors, to a .gguf file, or to USER/NAME on the Hub."
         ) from None
 
